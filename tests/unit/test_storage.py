@@ -1,0 +1,79 @@
+"""Local files behind the storage functions: atomic writes, clear errors, commit by manifest."""
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from placeray import storage
+from placeray.errors import StorageError
+
+
+def test_relative_paths_count_from_the_root_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACERAY_ROOT", str(tmp_path))
+    assert storage.resolve("a/b") == f"{tmp_path}/a/b"
+    assert storage.resolve("/x") == "/x"
+    assert storage.resolve("s3://bucket/key/") == "s3://bucket/key"
+
+
+def test_unset_variable_is_named() -> None:
+    with pytest.raises(StorageError, match="PLACERAY_NOT_SET"):
+        storage.resolve("${PLACERAY_NOT_SET}/x")
+
+
+def test_round_trips(tmp_path: Path) -> None:
+    root = str(tmp_path / "new" / "folder")
+    storage.write_bytes(f"{root}/a.bin", b"\x00\xff")
+    storage.write_text(f"{root}/b.txt", "ä")
+    storage.write_json(f"{root}/sub/c.json", {"k": [1, None]})
+    table = pa.table({"x": [1, 2]})
+    storage.write_table(f"{root}/sub/d.parquet", table)
+    assert storage.read_bytes(f"{root}/a.bin") == b"\x00\xff"
+    assert storage.read_text(f"{root}/b.txt") == "ä"
+    assert storage.read_json(f"{root}/sub/c.json") == {"k": [1, None]}
+    assert storage.read_table(f"{root}/sub/d.parquet").equals(table)
+    assert storage.list_files(root, ".json") == [f"{root}/sub/c.json"]
+    assert storage.size(f"{root}/a.bin") == 2
+
+
+def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "a.json"
+    storage.write_text(str(target), "old")
+
+    def full_disk(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(StorageError, match="No space left on device"):
+        storage.write_text(str(target), "new")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=f"no such file: {tmp_path}/none"):
+        storage.read_bytes(str(tmp_path / "none"))
+    with pytest.raises(StorageError, match="no such folder"):
+        storage.list_files(str(tmp_path / "none"))
+
+
+def test_damaged_json_and_parquet_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"{")
+    with pytest.raises(StorageError, match="not valid JSON"):
+        storage.read_json(str(tmp_path / "x"))
+    with pytest.raises(StorageError, match="cannot be read as parquet"):
+        storage.read_table(str(tmp_path / "x"))
+
+
+def test_a_folder_without_manifest_is_unfinished(tmp_path: Path) -> None:
+    assert not storage.has_manifest(str(tmp_path))
+    with pytest.raises(StorageError, match="not finished"):
+        storage.read_manifest(str(tmp_path))
+    storage.commit_manifest(str(tmp_path), {"a": 1})
+    assert storage.read_manifest(str(tmp_path)) == {"a": 1}
+
+
+def test_local_path_refuses_object_stores() -> None:
+    with pytest.raises(StorageError, match="object store"):
+        storage.local_path("s3://bucket/map")
