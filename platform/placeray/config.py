@@ -6,14 +6,14 @@ not know fails and is named with its file. There is no inheritance between files
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from placeray.errors import ConfigError
+from placeray.errors import ConfigError, PlacerayError
 
 
 class Config(BaseModel):
@@ -60,6 +60,18 @@ def parse_job(cls: type[C], doc: str | None, argv: Sequence[str] | None = None) 
         yaml.safe_dump(job.model_dump(mode="json"), sys.stdout, sort_keys=False)
         parser.exit(0)
     return job
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a job script; an expected error becomes one sentence on stderr and exit status 1."""
+    try:
+        main()
+    except PlacerayError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: stopped; run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

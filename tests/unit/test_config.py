@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from placeray.config import Config, load_config, parse_job
+from placeray.config import Config, load_config, parse_job, run_main
 from placeray.errors import ConfigError
 
 
@@ -96,3 +96,13 @@ def test_command_line_ends_with_one_line_on_error(capsys: pytest.CaptureFixture[
 
 def test_command_line_gives_the_job(file: Path) -> None:
     assert parse_job(Outer, "doc", ["--config", str(file)]).inner.size == 5
+
+
+def test_expected_error_ends_a_script_with_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise ConfigError("the root is missing")
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.endswith(": the root is missing\n")
