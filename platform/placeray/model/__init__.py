@@ -1,0 +1,1 @@
+"""The model: a frozen ViT, side branches of MultiConv adapters, heads, descriptors; and their weights."""

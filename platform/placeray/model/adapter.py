@@ -1,0 +1,83 @@
+"""The MultiConv adapter: a bottleneck whose hidden tokens pass through 1x1, 3x3 and 5x5 convolutions.
+
+Source: SelaVPR++, `MulConvAdapter`. It differs in one thing: the grid of patches is given, not taken as the
+square root of their number, so that an input need not be square.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ConvStart = Literal["reference", "random"]
+
+# The published start of every adapter convolution: this constant, not noise of this size.
+REFERENCE_CONV_WEIGHT = 1e-5
+
+
+class ConvUnit(nn.Module):
+    """Convolution, batch norm, ReLU."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2)
+        self.bn = nn.BatchNorm2d(channels_out, eps=0.001, momentum=0.1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, rows, columns) -> (B, C', rows, columns), not negative."""
+        return F.relu(self.bn(self.conv(image)), inplace=True)
+
+
+class MultiConvAdapter(nn.Module):
+    """Width C -> C / 2 -> three branches over the patch grid, beside an identity -> C."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = width // 2
+        reduced, wide = hidden // 16, hidden // 4
+        self.down = nn.Linear(width, hidden)
+        self.branch1 = ConvUnit(hidden, hidden - 2 * wide, 1)
+        self.branch2 = nn.Sequential(ConvUnit(hidden, reduced, 1), ConvUnit(reduced, wide, 3))
+        self.branch3 = nn.Sequential(ConvUnit(hidden, reduced, 1), ConvUnit(reduced, wide, 5))
+        self.up = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """What the adapter adds to the running sum.
+
+        Args:
+            tokens: (B, T, C), the last rows * columns of the T being patches, row major. What stands before
+                them (a cls token) passes through the bottleneck doubled and never meets the patches.
+            grid:   rows and columns of patches.
+
+        Returns:
+            (B, T, C); there is no outer skip.
+        """
+        hidden = F.relu(self.down(tokens), inplace=True)
+        num_prefix = hidden.shape[1] - grid[0] * grid[1]
+        patches = hidden[:, num_prefix:]
+        # A view in channels-last order: tokens already lie that way, no copy is made.
+        image = patches.unflatten(1, grid).permute(0, 3, 1, 2)
+        scales = torch.cat([self.branch1(image), self.branch2(image), self.branch3(image)], dim=1)
+        mixed = scales.permute(0, 2, 3, 1).flatten(1, 2) + patches
+        if num_prefix:
+            mixed = torch.cat([2 * hidden[:, :num_prefix], mixed], dim=1)
+        return self.up(mixed)
+
+    @torch.no_grad()
+    def initialise(self, conv_start: ConvStart) -> None:
+        """The start of stage 1: the adapter gives 0 whatever comes in.
+
+        `reference` sets every convolution to the published constant, under which the channels of each
+        reducing 1x1 layer start equal, get equal gradients and stay equal for ever. `random` keeps torch's
+        own start, so that they come apart (a purposeful difference from the reference).
+        """
+        nn.init.trunc_normal_(self.down.weight, std=0.02)
+        nn.init.zeros_(self.down.bias)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+        if conv_start == "reference":
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d) and module.bias is not None:
+                    nn.init.constant_(module.weight, REFERENCE_CONV_WEIGHT)
+                    nn.init.constant_(module.bias, REFERENCE_CONV_WEIGHT)

@@ -1,0 +1,140 @@
+"""Checkpoints: a folder of `model.pt` (published names) and `card.json` (last), or a published file."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from placeray import storage
+from placeray.contracts import validate_document
+from placeray.errors import CheckpointError, StorageError
+from placeray.model.backbone import Backbone
+from placeray.model.published import published_name, recognise
+from placeray.model.selavpr import ModelConfig, SelaVPR
+from placeray.model.weights import DATA_PARALLEL_PREFIX, check_weights, read_weights, weights_id
+
+WEIGHTS_FILE = "model.pt"
+CARD_FILE = "card.json"
+CARD_CONTRACT = "checkpoint_card/v1"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode with what its checkpoint says about it."""
+
+    model: SelaVPR
+    config: ModelConfig
+    card: Mapping[str, Any] | None  # None for a published file, which has none
+    model_id: str  # SHA-256 of the weights
+
+
+def save_checkpoint(folder: str, model: SelaVPR, card: Mapping[str, Any]) -> str:
+    """Write `model.pt`, then `card.json`; a folder without a card is unfinished.
+
+    Args:
+        folder: uri of the checkpoint.
+        model: its weights are saved under their published names.
+        card: checkpoint_card/v1 without `contract`, `model_id` and `model`, which are filled in here.
+
+    Returns:
+        The model id.
+
+    Raises:
+        ContractError: the card lacks something.
+    """
+    weights = export_weights(model)
+    model_id = weights_id(weights)
+    document = {
+        **card, "contract": CARD_CONTRACT, "model_id": model_id, "model": model.config.model_dump(mode="json")
+    }  # fmt: skip
+    validate_document(document, CARD_CONTRACT)
+    write_weights(storage.join(folder, WEIGHTS_FILE), weights)
+    storage.write_json(storage.join(folder, CARD_FILE), document)
+    return model_id
+
+
+def load_checkpoint(uri: str) -> LoadedModel:
+    """Load a checkpoint folder, or a published file whose variant is recognised from its weights.
+
+    Raises:
+        StorageError: there is nothing at `uri`, or only half a folder.
+        CheckpointError: the weights do not fit the model, or are not those the card speaks of.
+    """
+    card = _read_card(uri)
+    weights = read_weights(storage.join(uri, WEIGHTS_FILE) if card else uri)
+    if card is None:
+        config = recognise(weights)
+    else:
+        config = _config_of(card, uri)
+    model = load_weights(config, weights, what=f"checkpoint {uri}")
+    model_id = weights_id(weights)
+    if card is not None and card["model_id"] != model_id:
+        raise CheckpointError(
+            f"{uri}: the card speaks of model {card['model_id'][:12]}, the weights are {model_id[:12]}; "
+            "the folder was changed after it was written"
+        )
+    return LoadedModel(model, config, card, model_id)
+
+
+def load_weights(config: ModelConfig, weights: Mapping[str, Tensor], what: str = "the checkpoint") -> SelaVPR:
+    """A model in eval mode with weights given under published names, strictly.
+
+    The tensors are taken over without a copy, so a memory-mapped file is read when it is needed.
+
+    Raises:
+        CheckpointError: names every missing, unexpected and mis-shaped weight.
+    """
+    with torch.device("meta"):
+        model = SelaVPR(config, Backbone(config.backbone))
+    expected = {name: (_published(name, config), value) for name, value in model.state_dict().items()}
+    check_weights(weights, dict(expected.values()), what)
+    ours = {name: weights[published].to(value.dtype) for name, (published, value) in expected.items()}
+    model.load_state_dict(ours, assign=True)
+    return model.eval()
+
+
+def export_weights(model: SelaVPR) -> dict[str, Tensor]:
+    """The weights of a model on the CPU under their published names."""
+    return {_published(name, model.config): value.cpu() for name, value in model.state_dict().items()}
+
+
+def write_weights(uri: str, weights: Mapping[str, Tensor], *, data_parallel: bool = False) -> None:
+    """Write weights as `{"model_state_dict": ...}`, which the published evaluation reads.
+
+    Args:
+        data_parallel: put `module.` before every name, which the published hub entry wants.
+    """
+    prefix = DATA_PARALLEL_PREFIX if data_parallel else ""
+    # Each tensor is cloned: a view into a larger storage would drag all of it into the file.
+    record = {"model_state_dict": {prefix + name: value.detach().clone() for name, value in weights.items()}}
+    buffer = io.BytesIO()
+    torch.save(record, buffer)
+    storage.write_bytes(uri, buffer.getvalue())
+
+
+def _published(name: str, config: ModelConfig) -> str:
+    return published_name(name, config.float_head.kind if config.float_head else None)
+
+
+def _read_card(uri: str) -> dict[str, Any] | None:
+    card_uri = storage.join(uri, CARD_FILE)
+    if storage.exists(card_uri):
+        card: dict[str, Any] = storage.read_json(card_uri)
+        validate_document(card, CARD_CONTRACT)
+        return card
+    if storage.exists(storage.join(uri, WEIGHTS_FILE)):
+        raise StorageError(
+            f"{storage.resolve(uri)} has no {CARD_FILE}: the checkpoint was not finished, train again"
+        )
+    return None
+
+
+def _config_of(card: Mapping[str, Any], uri: str) -> ModelConfig:
+    try:
+        return ModelConfig.model_validate(card["model"])
+    except ValidationError as error:
+        raise CheckpointError(f"{uri}: the card describes no model of this version: {error}") from None

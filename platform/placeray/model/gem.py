@@ -1,0 +1,44 @@
+"""GeM aggregation: a learnable generalised mean over the patches; for float descriptors and for codes."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from placeray.config import Config
+
+EPS = 1e-6
+
+
+class GemConfig(Config):
+    """Generalised mean; the published choice."""
+
+    kind: Literal["gem"] = "gem"
+    dim: int = Field(
+        default=2048, ge=1, description="length of the float descriptor; published: 2048, large 4096"
+    )
+
+
+class GemHead(nn.Module):
+    """Linear, unit length per patch, generalised mean over patches, linear, unit length."""
+
+    needs_cls_token = False
+
+    def __init__(self, width: int, config: GemConfig) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, width)
+        self.p = nn.Parameter(torch.full((1,), 3.0))
+        self.reduce = nn.Linear(width, config.dim)
+        self.dim = config.dim
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, P, C) normalised patch tokens -> (B, D) of unit length, float32. `grid` makes no difference."""
+        features = F.normalize(self.project(tokens), dim=-1)
+        return F.normalize(self.reduce(generalised_mean(features, self.p)), dim=-1).float()
+
+
+def generalised_mean(features: Tensor, p: Tensor) -> Tensor:
+    """(B, P, C) -> (B, C): (mean over patches of max(feature, 1e-6) ^ p) ^ (1 / p), in float32."""
+    return features.float().clamp(min=EPS).pow(p).mean(dim=1).pow(1.0 / p)

@@ -1,0 +1,125 @@
+"""The published names of the weights: how ours translate, and which model a list of names belongs to.
+
+Checkpoints are written with published names, so that the published code can read them.
+"""
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from placeray.errors import CheckpointError
+from placeray.model.backbone import BackboneConfig
+from placeray.model.boq import BoqConfig
+from placeray.model.gem import GemConfig
+from placeray.model.salad import SaladConfig
+from placeray.model.selavpr import ModelConfig
+
+# Our prefix -> published prefix; the first that fits counts.
+_PREFIXES = (
+    ("backbone.mask_token", "backbone.mask_token"),
+    ("backbone.vit.", "backbone."),
+    ("float_branch.adapters.", "backbone.adapters."),
+    ("code_branch.adapters.", "backbone.adapters_hashing."),
+    ("code_branch.head.project.", "linear3."),
+    ("code_branch.head.reduce.", "linear4."),
+    ("code_branch.head.p", "aggregation_hashing.1.p"),
+)
+_GEM_PREFIXES = (
+    ("float_branch.head.project.", "linear1."),
+    ("float_branch.head.reduce.", "linear2."),
+    ("float_branch.head.p", "aggregation.1.p"),
+)
+_OTHER_PREFIXES = (("float_branch.head.", "aggregation."),)
+
+# (width, depth) of the DINOv2 models, whose heads are all 64 wide.
+_DINOV2_NAMES = {
+    (384, 12): "vit_small_patch14_dinov2",
+    (768, 12): "vit_base_patch14_dinov2",
+    (1024, 24): "vit_large_patch14_dinov2",
+    (1536, 40): "vit_giant_patch14_dinov2",
+}
+_HEAD_WIDTH = 64
+_DINOV2_GRID = 37
+
+
+def published_name(name: str, float_head: str | None) -> str:
+    """The published name of one of our weights.
+
+    Args:
+        name: as in `SelaVPR.state_dict()`.
+        float_head: kind of the model's float head (`gem`, `boq`, `salad`), None without one.
+    """
+    head = _GEM_PREFIXES if float_head == "gem" else _OTHER_PREFIXES
+    for ours, published in (*_PREFIXES, *head):
+        if name.startswith(ours):
+            renamed = published + name.removeprefix(ours)
+            if ".adapters." in name:
+                renamed = renamed.replace(".down.", ".D_fc1.").replace(".up.", ".D_fc2.")
+            return renamed
+    raise CheckpointError(f"no published name is known for the weight {name}")
+
+
+def recognise(weights: Mapping[str, Tensor]) -> ModelConfig:
+    """The model that weights with published names belong to, read from their names and shapes.
+
+    Raises:
+        CheckpointError: the weights are of no SelaVPR++ model.
+    """
+    if "backbone.pos_embed" not in weights:
+        hint = " (a DINOv2 file: name it as backbone.weights)" if "pos_embed" in weights else ""
+        raise CheckpointError(
+            f"the weights hold no backbone.pos_embed, so this is no SelaVPR++ checkpoint{hint}"
+        )
+    depth = _count(weights, "backbone.blocks.")
+    adapters = max(_count(weights, "backbone.adapters."), _count(weights, "backbone.adapters_hashing."))
+    float_head = _recognise_float_head(weights)
+    hash_bits = len(weights["linear4.weight"]) if "linear4.weight" in weights else None
+    if not adapters or (float_head is None and hash_bits is None):
+        raise CheckpointError(
+            f"the weights hold {depth} blocks, {adapters} adapters and no head that is known: "
+            "neither linear2 (gem), aggregation.boqs (boq), aggregation.score (salad) nor linear4 (code)"
+        )
+    backbone = _recognise_backbone(weights, depth, adapters)
+    return ModelConfig(backbone=backbone, float_head=float_head, hash_bits=hash_bits)
+
+
+def _recognise_backbone(weights: Mapping[str, Tensor], depth: int, adapters: int) -> BackboneConfig:
+    _, num_positions, width = weights["backbone.pos_embed"].shape
+    registers = "backbone.reg_token" in weights
+    grid = math.isqrt(num_positions if registers else num_positions - 1)
+    patch_px = weights["backbone.patch_embed.proj.weight"].shape[-1] if not registers else 14
+    name = _DINOV2_NAMES.get((width, depth))
+    sizes = {} if name else {"embed_dim": width, "depth": depth, "num_heads": max(1, width // _HEAD_WIDTH)}
+    name = name or _DINOV2_NAMES[384, 12]
+    return BackboneConfig(
+        name=name.replace("patch14_", "patch14_reg4_") if registers else name,
+        position_px=grid * patch_px if grid != _DINOV2_GRID else None,
+        first_adapted_block=depth - adapters,
+        **sizes,
+    )
+
+
+def _recognise_float_head(weights: Mapping[str, Tensor]) -> GemConfig | BoqConfig | SaladConfig | None:
+    if "linear2.weight" in weights:
+        return GemConfig(dim=len(weights["linear2.weight"]))
+    if "aggregation.proj_c.weight" in weights and "aggregation.boqs.0.queries" in weights:
+        return BoqConfig(
+            channels=len(weights["aggregation.proj_c.weight"]),
+            queries=weights["aggregation.boqs.0.queries"].shape[1],
+            rounds=_count(weights, "aggregation.boqs."),
+            rows=len(weights["aggregation.fc.weight"]),
+        )
+    if "aggregation.score.3.weight" in weights:
+        return SaladConfig(
+            clusters=len(weights["aggregation.score.3.weight"]),
+            cluster_dim=len(weights["aggregation.cluster_features.3.weight"]),
+            token_dim=len(weights["aggregation.token_features.2.weight"]),
+            hidden=len(weights["aggregation.score.0.weight"]),
+        )
+    return None
+
+
+def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
+    """How many different numbers follow a prefix."""
+    return len({name.removeprefix(prefix).split(".")[0] for name in weights if name.startswith(prefix)})
