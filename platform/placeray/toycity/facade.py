@@ -80,7 +80,9 @@ def _texture(patch: Patch) -> Floats:
     column = patch.along / house["texture_u"] + course * house["texture_shift"]
     cell = np.floor(column)
     tone = unit(hash_cells(cell.astype(np.int32), course.astype(np.int32), house["key"]))
-    visible = np.clip(1.6 - np.maximum(patch.per_row / house["texture_z"], patch.per_column / house["texture_u"]), 0, 1)
+    visible = np.clip(
+        1.6 - np.maximum(patch.per_row / house["texture_z"], patch.per_column / house["texture_u"]), 0, 1
+    )
     tone -= np.float32(0.5)
     tone *= house["texture"] * visible
     row -= course
@@ -156,7 +158,13 @@ def _paint_shop(colour: Floats, glow: Floats, patch: Patch, lamps: Lamps) -> Non
     post = np.abs(bay - np.round(bay)) * house["bay_m"] * 1.3
     across = _soft(post - 0.15, patch.per_column) * (house["shop"] & patch.front)
     share = _soft(np.minimum(patch.z - 0.45, house["ground_m"] - 1.3 - patch.z), patch.per_row) * across
-    goods = unit(hash_cells(np.floor(patch.along / 0.7).astype(np.int32), np.floor(patch.z / 0.9).astype(np.int32), house["key"]))
+    goods = unit(
+        hash_cells(
+            np.floor(patch.along / 0.7).astype(np.int32),
+            np.floor(patch.z / 0.9).astype(np.int32),
+            house["key"],
+        )
+    )
     pane = _planes(house["glass"]) + (goods * goods * 0.5) * _planes(house["curtain"])
     _blend(colour, share, pane)
     if lamps.night > 0:
@@ -192,7 +200,12 @@ def _paint_panel(colour: Floats, glow: Floats, patch: Patch, number: int, lamps:
     gap = panel["letters"] & (cell_u % 4 == 3) | (panel["z1"] - z < panel["cell_z"] * 0.6) & panel["letters"]
     inked = (dice < 0.5) & ~gap
     # A pattern finer than a pixel is seen as its mean.
-    visible = np.clip(1.7 - np.maximum(patch.per_row[columns] / panel["cell_z"], patch.per_column[columns] / panel["cell_u"]), 0, 1)
+    visible = np.clip(
+        1.7
+        - np.maximum(patch.per_row[columns] / panel["cell_z"], patch.per_column[columns] / panel["cell_u"]),
+        0,
+        1,
+    )
     ink = np.float32(0.4) + visible * (inked - np.float32(0.4))
     face = _planes(panel["paper"]) + ink * _planes(panel["ink"] - panel["paper"])
     part = colour[:, window, columns]

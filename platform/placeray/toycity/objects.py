@@ -16,7 +16,9 @@ from placeray.toycity.street import Street
 NEAR_M, FAR_M = 2.5, 60.0
 
 
-def draw_trees(photo: Floats, depth: Floats, view: View, street: Street, now: Conditions, light: Floats) -> None:
+def draw_trees(
+    photo: Floats, depth: Floats, view: View, street: Street, now: Conditions, light: Floats
+) -> None:
     """Trunks and crowns, far ones first, hidden by nearer walls; `photo` (3, H, W) and `depth` (H, W) in place."""
     near = np.abs(street.trees["x"] - view.pose.x_m) < FAR_M
     seen = []
@@ -39,10 +41,24 @@ def _draw_trunk(
 
 
 def _draw_crown(
-    photo: Floats, depth: Floats, view: View, tree: np.void, distance: float, column: float, now: Conditions, light: Floats
+    photo: Floats,
+    depth: Floats,
+    view: View,
+    tree: np.void,
+    distance: float,
+    column: float,
+    now: Conditions,
+    light: Floats,
 ) -> None:
     radius = float(tree["radius"])
-    box = _Box.around(view, distance, column, radius * 1.1, float(tree["crown_z"]) - radius, float(tree["crown_z"]) + 1.3 * radius)
+    box = _Box.around(
+        view,
+        distance,
+        column,
+        radius * 1.1,
+        float(tree["crown_z"]) - radius,
+        float(tree["crown_z"]) + 1.3 * radius,
+    )
     if box is None:
         return
     across, up = box.across_m, box.up_m - float(tree["crown_z"])
@@ -50,13 +66,17 @@ def _draw_crown(
     i, j = np.floor(across / cell_m).astype(np.int32), np.floor(up / cell_m).astype(np.int32)
     ragged = unit(hash_cells(i[None, :], j[:, None], int(tree["key"])))
     round_off = (across / radius) ** 2 + ((up / (1.15 * radius)) ** 2)[:, None]
-    filled = (ragged < now.leaves * np.clip(2.2 - 2 * round_off, 0, 1) + 0.02).astype(np.float32) * (round_off < 1.1)
+    filled = (ragged < now.leaves * np.clip(2.2 - 2 * round_off, 0, 1) + 0.02).astype(np.float32) * (
+        round_off < 1.1
+    )
     tone = (0.6 + 0.6 * ragged + 0.15 * (up / radius)[:, None]) * float(tree["tone"])
     leaf = now.foliage + now.snow * 0.6 * (np.float32(0.9) - now.foliage)
     box.paint(photo, depth, filled, tone * (leaf * light)[:, None, None])
 
 
-def draw_traffic(photo: Floats, depth: Floats, view: View, street: Street, now: Conditions, light: Floats) -> None:
+def draw_traffic(
+    photo: Floats, depth: Floats, view: View, street: Street, now: Conditions, light: Floats
+) -> None:
     """Parked and passing cars and vans, and people on the pavement; other ones in every photo."""
     rng = np.random.default_rng([now.seed, 9])
     figures = []
@@ -74,11 +94,20 @@ def draw_traffic(photo: Floats, depth: Floats, view: View, street: Street, now: 
 
 
 def _draw_car(
-    photo: Floats, depth: Floats, view: View, distance: float, column: float, rng: np.random.Generator, now: Conditions, light: Floats
+    photo: Floats,
+    depth: Floats,
+    view: View,
+    distance: float,
+    column: float,
+    rng: np.random.Generator,
+    now: Conditions,
+    light: Floats,
 ) -> None:
     """A car or van as a silhouette: body, cabin with windows, wheels, lamps at night."""
     van = rng.random() < 0.3
-    along = abs(math.sin(math.radians(view.pose.heading_deg)))  # seen from the side in a view across the street
+    along = abs(
+        math.sin(math.radians(view.pose.heading_deg))
+    )  # seen from the side in a view across the street
     half = 0.9 + 1.3 * along + (0.3 if van else 0.0)
     roof = float(rng.uniform(1.9, 2.5) if van else rng.uniform(1.35, 1.55))
     box = _Box.around(view, distance, column, half, 0.0, roof)
@@ -101,7 +130,14 @@ def _draw_car(
 
 
 def _draw_person(
-    photo: Floats, depth: Floats, view: View, distance: float, column: float, rng: np.random.Generator, now: Conditions, light: Floats
+    photo: Floats,
+    depth: Floats,
+    view: View,
+    distance: float,
+    column: float,
+    rng: np.random.Generator,
+    now: Conditions,
+    light: Floats,
 ) -> None:
     """Legs, coat and head."""
     tall = float(rng.uniform(1.5, 1.9))
@@ -113,7 +149,11 @@ def _draw_person(
     coat = (up > 0.42) & (up < 0.84) & (across < 0.25)
     legs = (up <= 0.42) & (across < 0.2)
     colour = np.zeros((3, *box.shape), dtype=np.float32)
-    for part, paint in ((legs, rng.uniform(0.05, 0.3, 3)), (coat, rng.uniform(0.05, 0.8, 3)), (head, np.array([0.6, 0.45, 0.36]))):
+    for part, paint in (
+        (legs, rng.uniform(0.05, 0.3, 3)),
+        (coat, rng.uniform(0.05, 0.8, 3)),
+        (head, np.array([0.6, 0.45, 0.36])),
+    ):
         colour[:, part] = (paint.astype(np.float32) * light)[:, None]
     box.paint(photo, depth, (head | coat | legs).astype(np.float32), colour)
 

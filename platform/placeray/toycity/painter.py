@@ -14,14 +14,16 @@ from PIL import Image
 from placeray.toycity.camera import Pose, View, look
 from placeray.toycity.conditions import Conditions
 from placeray.toycity.facade import Lamps, Patch, paint_facade
-from placeray.toycity.hashing import Floats, smooth_noise
+from placeray.toycity.hashing import Floats
+from placeray.toycity.objects import draw_traffic, draw_trees
 from placeray.toycity.raycast import NOTHING_M, Walls, cast
 from placeray.toycity.street import Street
 from placeray.toycity.surroundings import paint_ground, paint_sky
-from placeray.toycity.objects import draw_traffic, draw_trees
 
 
-def paint(street: Street, pose: Pose, now: Conditions, width_px: int, height_px: int, bearing_deg: float) -> NDArray[np.uint8]:
+def paint(
+    street: Street, pose: Pose, now: Conditions, width_px: int, height_px: int, bearing_deg: float
+) -> NDArray[np.uint8]:
     """The photo as (H, W, 3) uint8 RGB; `bearing_deg` is the street's direction, clockwise from north."""
     view = look(pose, width_px, height_px)
     photo = paint_sky(view, now)
@@ -46,7 +48,13 @@ def encode_jpeg(photo: NDArray[np.uint8], quality: int) -> bytes:
 
 
 def _paint_walls(
-    photo: Floats, depth: Floats, view: View, street: Street, walls: Walls, now: Conditions, bearing_deg: float
+    photo: Floats,
+    depth: Floats,
+    view: View,
+    street: Street,
+    walls: Walls,
+    now: Conditions,
+    bearing_deg: float,
 ) -> None:
     """Paint one layer of walls over what lies behind it."""
     columns = np.flatnonzero(walls.depth < NOTHING_M)
@@ -98,12 +106,22 @@ def _merge(behind: Floats, colour: Floats, visible: NDArray[np.bool_], columns: 
 
 
 def _wall_light(
-    street: Street, view: View, walls: Walls, columns: NDArray[np.intp], z: Floats, now: Conditions, bearing_deg: float
+    street: Street,
+    view: View,
+    walls: Walls,
+    columns: NDArray[np.intp],
+    z: Floats,
+    now: Conditions,
+    bearing_deg: float,
 ) -> Floats:
     """Light on the walls of a layer, (3, h or 1, w): ambient, sun by angle, and the shadow of the other side."""
     azimuth = math.radians(now.sun_azimuth_deg - bearing_deg)
     flat = math.cos(math.radians(now.sun_height_deg))
-    sun_x, sun_y, sun_z = flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(math.radians(now.sun_height_deg))
+    sun_x, sun_y, sun_z = (
+        flat * math.cos(azimuth),
+        flat * math.sin(azimuth),
+        math.sin(math.radians(now.sun_height_deg)),
+    )
     front, facing = walls.front[columns], walls.facing[columns]
     angle = np.clip(np.where(front, facing * sun_y, facing * sun_x), 0, 1).astype(np.float32)
     # Side walls and the walls of narrow alleys get less of the sky.
@@ -115,7 +133,14 @@ def _wall_light(
 
 
 def _sun_reaches(
-    street: Street, view: View, walls: Walls, columns: NDArray[np.intp], z: Floats, sun_x: float, sun_y: float, sun_z: float
+    street: Street,
+    view: View,
+    walls: Walls,
+    columns: NDArray[np.intp],
+    z: Floats,
+    sun_x: float,
+    sun_y: float,
+    sun_z: float,
 ) -> Floats:
     """1 where the sun clears the houses across the street, 0 in their shadow; (h, w)."""
     reach = walls.depth[columns]

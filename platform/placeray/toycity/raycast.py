@@ -83,11 +83,17 @@ def _describe(
 
 
 def _roof_line(
-    houses: NDArray[np.void], building: NDArray[np.intp], along: Floats, width: Floats, front: NDArray[np.bool_]
+    houses: NDArray[np.void],
+    building: NDArray[np.intp],
+    along: Floats,
+    width: Floats,
+    front: NDArray[np.bool_],
 ) -> Floats:
     """Height of the silhouette above a point of the wall: flat, gable, stepped gable or mansard."""
     kind, rise, height = (houses[name][building] for name in ("roof", "roof_m", "height"))
-    from_end = np.minimum(along, width - along) / np.maximum(width, 1e-3) * 2  # 0 at the ends, 1 in the middle
+    from_end = (
+        np.minimum(along, width - along) / np.maximum(width, 1e-3) * 2
+    )  # 0 at the ends, 1 in the middle
     shape = np.select(
         [kind == GABLE, kind == STEPPED, kind == MANSARD],
         [from_end, np.floor(from_end * 4) / 3, np.minimum(from_end * 4, 1)],

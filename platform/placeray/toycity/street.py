@@ -39,7 +39,9 @@ BUILDING = np.dtype(
 )  # fmt: skip
 FLAT, GABLE, STEPPED, MANSARD = range(4)
 
-TREE = np.dtype([("x", "f4"), ("y", "f4"), ("radius", "f4"), ("crown_z", "f4"), ("key", "i4"), ("tone", "f4")])
+TREE = np.dtype(
+    [("x", "f4"), ("y", "f4"), ("radius", "f4"), ("crown_z", "f4"), ("key", "i4"), ("tone", "f4")]
+)
 
 END_ROOM_M = 70.0  # houses go on beyond the first and last place, so that no photo sees the end of the world
 
@@ -157,15 +159,31 @@ _KINDS = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 3, 3])  # of _WALLS: brick, pla
 def _draw_colours(rng: np.random.Generator, houses: NDArray[np.void]) -> None:
     count = len(houses)
     wall = rng.integers(0, len(_WALLS), count)
-    houses["wall"] = np.clip(_WALLS[wall] * rng.uniform(0.8, 1.2, (count, 1)) + rng.normal(0, 0.03, (count, 3)), 0.08, 0.95)
+    houses["wall"] = np.clip(
+        _WALLS[wall] * rng.uniform(0.8, 1.2, (count, 1)) + rng.normal(0, 0.03, (count, 3)), 0.08, 0.95
+    )
     bright = rng.random((count, 1)) < 0.6
-    houses["trim"] = np.where(bright, rng.uniform(0.75, 0.95, (count, 1)), houses["wall"] * rng.uniform(0.3, 0.6, (count, 1)))
+    houses["trim"] = np.where(
+        bright, rng.uniform(0.75, 0.95, (count, 1)), houses["wall"] * rng.uniform(0.3, 0.6, (count, 1))
+    )
     houses["glass"] = rng.uniform(0.06, 0.2, (count, 1)) * np.array([0.9, 1.0, 1.1])
     houses["curtain"] = rng.uniform(0.35, 0.8, (count, 1)) + rng.normal(0, 0.06, (count, 3))
-    houses["roof_colour"] = np.array([0.34, 0.27, 0.25]) * rng.uniform(0.6, 1.4, (count, 1)) + rng.normal(0, 0.03, (count, 3))
+    houses["roof_colour"] = np.array([0.34, 0.27, 0.25]) * rng.uniform(0.6, 1.4, (count, 1)) + rng.normal(
+        0, 0.03, (count, 3)
+    )
     kind = _KINDS[wall]
-    houses["texture_u"] = np.choose(kind, [rng.uniform(0.5, 0.9, count), rng.uniform(1.5, 4, count), rng.uniform(1.0, 2.0, count), 40])
-    houses["texture_z"] = np.choose(kind, [rng.uniform(0.25, 0.4, count), rng.uniform(1.5, 4, count), rng.uniform(1.2, 3, count), rng.uniform(0.3, 0.6, count)])
+    houses["texture_u"] = np.choose(
+        kind, [rng.uniform(0.5, 0.9, count), rng.uniform(1.5, 4, count), rng.uniform(1.0, 2.0, count), 40]
+    )
+    houses["texture_z"] = np.choose(
+        kind,
+        [
+            rng.uniform(0.25, 0.4, count),
+            rng.uniform(1.5, 4, count),
+            rng.uniform(1.2, 3, count),
+            rng.uniform(0.3, 0.6, count),
+        ],
+    )
     houses["texture_shift"] = np.where(kind == 0, 0.5, 0.0)
     houses["texture"] = np.choose(kind, [0.3, 0.1, 0.25, 0.1]) * rng.uniform(0.6, 1.3, count)
     houses["joint"] = np.choose(kind, [0.25, 0.0, 0.3, 0.4]) * rng.uniform(0.6, 1.2, count)
@@ -190,7 +208,9 @@ def _draw_windows(rng: np.random.Generator, houses: NDArray[np.void]) -> None:
     houses["window_w"] = bay * rng.uniform(0.3, 0.85, count)
     houses["sill_m"] = rng.choice([0.15, 0.5, 0.8, 1.0], count)
     houses["window_h"] = (houses["storey_m"] - houses["sill_m"]) * rng.uniform(0.5, 0.9, count)
-    houses["arch_m"] = np.where(rng.random(count) < 0.25, houses["window_w"] * rng.uniform(0.25, 0.5, count), 0.0)
+    houses["arch_m"] = np.where(
+        rng.random(count) < 0.25, houses["window_w"] * rng.uniform(0.25, 0.5, count), 0.0
+    )
     houses["frame_m"] = np.where(rng.random(count) < 0.65, rng.uniform(0.1, 0.3, count), 0.0)
     houses["mullions"] = rng.integers(0, 3, count)
     houses["transom"] = np.where(rng.random(count) < 0.5, rng.uniform(0.5, 0.75, count), -9.0)
@@ -222,7 +242,9 @@ def _hang_panels(rng: np.random.Generator, houses: NDArray[np.void]) -> None:
     low = houses["ground_m"] + (houses["height"] - houses["ground_m"] - height) * rng.random(count)
     cell = rng.uniform(0.5, 1.2, count)
     start = (width - span) * rng.random(count)
-    _hang(panels[:, 1], mural, start, span, low, height, cell, cell * rng.uniform(0.6, 1.4, count), False, 0.5)
+    _hang(
+        panels[:, 1], mural, start, span, low, height, cell, cell * rng.uniform(0.6, 1.4, count), False, 0.5
+    )
 
     span = rng.uniform(1.0, 2.0, count)
     start = 0.5 + (width - 1 - span) * rng.random(count)

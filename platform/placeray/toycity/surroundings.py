@@ -22,7 +22,9 @@ def paint_sky(view: View, now: Conditions) -> Floats:
         rows = np.flatnonzero(view.slope > 0)
         if rows.size:
             up = view.slope[rows][:, None] * 6
-            cover = smooth_noise(np.broadcast_to(across, (rows.size, view.width_px)), up + across * 0, now.seed & 0xFFFF)
+            cover = smooth_noise(
+                np.broadcast_to(across, (rows.size, view.width_px)), up + across * 0, now.seed & 0xFFFF
+            )
             sky[:, : rows.size] += np.clip(cover - 0.45, 0, 1) * (now.clouds * 1.5)
     return sky
 
@@ -40,7 +42,9 @@ def paint_ground(view: View, street: Street, now: Conditions) -> tuple[Floats, F
     away = np.abs(y)
     pixel = depth / view.focal_px
     road = np.clip((street.kerb_m - away) / pixel + 0.5, 0, 1)
-    grain = unit(hash_cells(np.floor(x * 2).astype(np.int32), np.floor(y * 2).astype(np.int32), street.key.number))
+    grain = unit(
+        hash_cells(np.floor(x * 2).astype(np.int32), np.floor(y * 2).astype(np.int32), street.key.number)
+    )
     grain *= np.clip(0.25 / pixel, 0, 1) * 0.12
     shade = 0.55 - road * 0.33 + grain
     stripe = (away < 0.09) & (np.mod(x, 6.0) < 3.0) | (np.abs(away - street.kerb_m + 0.1) < 0.1)
