@@ -1,1 +1,3 @@
-"""The thin shell around Ray: the only room that imports it; every shell calls plain functions of the rooms below."""
+"""The thin shell around Ray: the only room that imports it; every shell calls plain functions of the rooms
+below.
+"""

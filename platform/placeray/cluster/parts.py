@@ -1,9 +1,10 @@
 """Run a list of independent, resumable parts on Ray Data: the one engine under normalize, embed and index.
 
-A job plans its work on the driver as a list of *parts*: small JSON-able dicts such as "write this domain file" or
-"describe this file of photos". Each part is one row of a Ray Data set and is handed to one actor, which writes its own
-files and returns a small JSON-able *report*. Nothing but these two dicts travels through Ray, so memory stays bounded
-by what one worker holds, and a part that is repeated after a kill simply writes the same files again.
+A job plans its work on the driver as a list of *parts*: small JSON-able dicts such as "write this domain
+file" or "describe this file of photos". Each part is one row of a Ray Data set and is handed to one actor,
+which writes its own files and returns a small JSON-able *report*. Nothing but these two dicts travels through
+Ray, so memory stays bounded by what one worker holds, and a part that is repeated after a kill simply writes
+the same files again.
 """
 
 import json
@@ -20,7 +21,14 @@ import pyarrow as pa
 import ray
 import ray.data
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from placeray.errors import PlacerayError
 
@@ -41,8 +49,8 @@ class PartWorker(Protocol):
 def ensure_ray() -> None:
     """Join the cluster that RAY_ADDRESS names (a submitted job has it set), else start a private local Ray.
 
-    A private one is started on purpose instead of joining whatever runs on the machine: Ray remembers the address of
-    an ended cluster and would wait for it for more than a minute.
+    A private one is started on purpose instead of joining whatever runs on the machine: Ray remembers the
+    address of an ended cluster and would wait for it for more than a minute.
     """
     if ray.is_initialized():
         return
@@ -75,18 +83,18 @@ def run_parts(
     """Hand every part to a pool of `num_workers` actors and return the reports in the order of `parts`.
 
     Args:
-        parts:         JSON-able dicts. `name` says in messages which part it is; `rows`, where every part has it, is
-                       what the progress bar counts (otherwise it counts parts).
-        worker_cls:    importable class; one instance per actor, made with `worker_kwargs`, called with one part.
-        describe:      verb of the job for progress and messages, such as "normalize".
+        parts:         JSON-able dicts. `name` says in messages which part it is; `rows`, where every part has
+                       it, is what the progress bar counts (otherwise it counts parts).
+        worker_cls:    importable class; one instance per actor, made with `worker_kwargs`, called with one
+        part. describe:      verb of the job for progress and messages, such as "normalize".
         num_workers:   actors at most; fewer when there are fewer parts or the cluster has fewer CPUs.
         num_cpus:      Ray CPUs of one actor; `num_gpus` likewise.
         done:          report of a part that an earlier run finished, or None; such parts are not run again.
         unit:          what the progress bar counts, such as "photos".
 
     Raises:
-        PlacerayError: one sentence with the part that failed first. Parts that finished before stay finished on disk,
-            so running the job again continues where it stopped.
+        PlacerayError: one sentence with the part that failed first. Parts that finished before stay finished
+            on disk, so running the job again continues where it stopped.
     """
     reports: list[Report | None] = [done(part) if done else None for part in parts]
     pending = [number for number, report in enumerate(reports) if report is None]
@@ -95,9 +103,17 @@ def run_parts(
     finished = [number for number, report in enumerate(reports) if report is not None]
     rows = [int(part.get("rows", 1)) for part in parts]
     answers = _stream(
-        [parts[number] for number in pending], worker_cls, worker_kwargs or {}, describe, num_workers, num_cpus, num_gpus
+        [parts[number] for number in pending],
+        worker_cls,
+        worker_kwargs or {},
+        describe,
+        num_workers,
+        num_cpus,
+        num_gpus,
     )
-    with _Progress(describe, unit, total=sum(rows), done=sum(rows[number] for number in finished)) as progress:
+    with _Progress(
+        describe, unit, total=sum(rows), done=sum(rows[number] for number in finished)
+    ) as progress:
         for position, report, error in answers:
             number = pending[position]
             if error is not None:
@@ -127,7 +143,8 @@ def _stream(
     lowest, highest = _pool_size(len(parts), describe, num_workers, num_cpus, num_gpus)
     # One table per part = one block per part: Ray Data hands whole blocks to an actor.
     blocks = [
-        pa.table({"number": [number], "payload": [json.dumps(part)]}, schema=_ROW) for number, part in enumerate(parts)
+        pa.table({"number": [number], "payload": [json.dumps(part)]}, schema=_ROW)
+        for number, part in enumerate(parts)
     ]
     answers = ray.data.from_arrow(blocks).map_batches(
         _PartActor,
@@ -136,7 +153,9 @@ def _stream(
         batch_size=1,
         num_cpus=num_cpus,
         num_gpus=num_gpus or None,
-        compute=ray.data.ActorPoolStrategy(min_size=lowest, max_size=highest, max_tasks_in_flight_per_actor=2),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=lowest, max_size=highest, max_tasks_in_flight_per_actor=2
+        ),
     )
     try:
         for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -144,14 +163,24 @@ def _stream(
                 report = None if row["report"] is None else json.loads(row["report"])
                 yield row["number"], report, row["error"]
     except ray.exceptions.RayError as error:
-        raise PlacerayError(f"{describe}: Ray lost the work: {_first_sentence(error)}. Run the same job again") from None
+        raise PlacerayError(
+            f"{describe}: Ray lost the work: {_first_sentence(error)}. Run the same job again"
+        ) from None
 
 
-def _pool_size(num_parts: int, describe: str, num_workers: int, num_cpus: float, num_gpus: float) -> tuple[int, int]:
-    """How many actors to start with and how many at most; what can never be placed is an error, not an endless wait."""
+def _pool_size(
+    num_parts: int, describe: str, num_workers: int, num_cpus: float, num_gpus: float
+) -> tuple[int, int]:
+    """How many actors to start with and how many at most; what can never be placed is an error, not an
+    endless wait.
+    """
     resources = ray.cluster_resources()
     room = min(
-        (resources.get(kind, 0.0) / wanted for kind, wanted in (("CPU", num_cpus), ("GPU", num_gpus)) if wanted > 0),
+        (
+            resources.get(kind, 0.0) / wanted
+            for kind, wanted in (("CPU", num_cpus), ("GPU", num_gpus))
+            if wanted > 0
+        ),
         default=float(num_workers),
     )
     if room < 1:
@@ -167,7 +196,7 @@ class _PartActor:
     """Ray Data's side of a worker: one part in, one report or one error sentence out."""
 
     def __init__(self, worker_cls: Callable[..., PartWorker], worker_kwargs: dict[str, Any]) -> None:
-        # The worker is made with the first part, so that a failing constructor is reported like any other error.
+        # Made with the first part, so that a failing constructor is reported like any other error.
         self._make = lambda: worker_cls(**worker_kwargs)
         self._worker: PartWorker | None = None
 

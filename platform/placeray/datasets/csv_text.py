@@ -1,0 +1,99 @@
+"""CSV files read as text, so that no value is changed by guessing its type.
+
+An all-digit panorama id keeps its zeros, one spelled `NaN` stays a name, a latitude keeps the digits that its
+file name is made of. Line ends may be LF or CRLF, with or without a final one; a byte order mark is skipped.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
+
+from placeray import storage
+from placeray.datasets import photos
+from placeray.datasets.source import Listing, SourceBase
+from placeray.errors import DataError
+
+
+class CsvText(NamedTuple):
+    """table: text columns, white space trimmed. lines: line number of each row. broken: (line, text) of other
+    rows.
+    """
+
+    table: pa.Table
+    lines: pa.Array
+    broken: list[tuple[int, str]]
+
+    def column(self, name: str) -> pa.Array:
+        """One column as a plain array of text; all empty when the file has no such column."""
+        if name not in self.table.column_names:
+            return pa.array([""] * self.table.num_rows, pa.string())
+        return self.table[name].combine_chunks()
+
+
+def read_csv(uri: str, needed: Sequence[str]) -> CsvText:
+    """Read a CSV with a header.
+
+    Raises:
+        DataError: a needed column is missing, or the file is empty or not UTF-8.
+    """
+    data = storage.read_bytes(uri)
+    names = _header(data, uri)
+    missing = [name for name in needed if name not in names]
+    if missing:
+        raise DataError(f"{uri} has no column {', '.join(missing)}; its columns are {', '.join(names)}")
+    broken: list[tuple[int, str]] = []
+
+    def keep_aside(row: Any) -> str:
+        broken.append((row.number or 0, row.text or ""))
+        return "skip"
+
+    try:
+        table = csv.read_csv(
+            pa.BufferReader(data),
+            read_options=csv.ReadOptions(
+                use_threads=False, column_names=names, skip_rows=1, block_size=16 << 20
+            ),
+            parse_options=csv.ParseOptions(invalid_row_handler=keep_aside),
+            convert_options=csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+            ),
+        )
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        raise DataError(f"{uri} cannot be read as CSV: {str(error).splitlines()[0]}") from None
+    trimmed = [pc.utf8_trim_whitespace(column).combine_chunks() for column in table.columns]
+    lines = _line_numbers(table.num_rows, {line for line, _ in broken})
+    return CsvText(pa.table(trimmed, names=names), lines, broken)
+
+
+def broken_lines(config: SourceBase, csv_path: str, rows: CsvText) -> Listing:
+    """The lines of a CSV that have another number of fields than its header, as rejects."""
+    paths = [f"{csv_path}#line-{line}" for line, _ in rows.broken]
+    return photos.reject_all(
+        config, paths, "bad_row", "the line has another number of fields than the header"
+    )
+
+
+def _header(data: bytes, uri: str) -> list[str]:
+    """Column names; an unnamed index column is called `index`, as MSLS has one."""
+    line = data.removeprefix(b"\xef\xbb\xbf").split(b"\n", 1)[0].split(b"\r", 1)[0]
+    try:
+        names = [name.strip().strip('"') for name in line.decode("utf-8").split(",")]
+    except UnicodeDecodeError:
+        raise DataError(f"{uri} is not UTF-8 text") from None
+    if names == [""]:
+        raise DataError(f"{uri} is empty: it has no header line")
+    names = [name or "index" for name in names]
+    if len(set(names)) < len(names):
+        raise DataError(f"{uri} has two columns of one name: {', '.join(names)}")
+    return names
+
+
+def _line_numbers(count: int, taken: set[int]) -> pa.Array:
+    """Numbers of the lines behind the good rows: 2, 3, ... without the broken ones."""
+    if not taken:
+        return pa.array(range(2, count + 2), pa.int64())
+    numbers = (line for line in range(2, count + len(taken) + 2) if line not in taken)
+    return pa.array([next(numbers) for _ in range(count)], pa.int64())

@@ -1,0 +1,108 @@
+"""Anyone's folder of photos, placed by the GPS tags that phones and cameras write into them (EXIF)."""
+
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+from PIL.ExifTags import GPS, IFD, Base
+from pydantic import Field
+
+from placeray import storage
+from placeray.datasets import photos
+from placeray.datasets.photos import Draft
+from placeray.datasets.source import CellPlaces, Listing, SourceBase, SplitName
+from placeray.errors import DataError
+
+
+class PhotoFolder(SourceBase):
+    """A folder of photos, or a pair of folders: one of the map, one of queries."""
+
+    kind: Literal["photo_folder"]
+    split: SplitName = "test"
+    database: str | None = Field(
+        default="", description="folder of the map below root; empty = root itself; null = none"
+    )
+    queries: str | None = Field(default=None, description="folder of the queries below root; null = none")
+    needs_position: bool = Field(
+        default=True, description="reject photos without GPS; false for unlabelled sets"
+    )
+    places: CellPlaces = CellPlaces(heading_bin_deg=None)
+
+
+def list_photos(config: PhotoFolder) -> Listing:
+    """One photo per image file. Only the headers of the files are read."""
+    parts = []
+    for role, folder in (("database", config.database), ("query", config.queries)):
+        if folder is not None:
+            prefix = f"{folder.strip('/')}/" if folder.strip("/") else ""
+            paths = [prefix + name for name in photos.list_images(storage.join(config.root, prefix))]
+            if config.queries and not prefix:  # a query folder inside the map folder is not part of the map
+                paths = [path for path in paths if not path.startswith(f"{config.queries.strip('/')}/")]
+            parts.append(_list_role(config, "train" if config.is_training else role, paths))
+    listing = photos.join_listings(parts) if parts else None
+    if listing is None or not listing.read:
+        raise DataError(f"{config.key}: no photo (.jpg, .jpeg, .png) in {storage.resolve(config.root)}")
+    return listing
+
+
+def _list_role(config: PhotoFolder, role: str, paths: list[str]) -> Listing:
+    draft = Draft(config, paths)
+    headers = [read_header(storage.join(config.root, path)) for path in paths]
+    unreadable = np.array([header is None for header in headers], dtype=bool)
+    draft.mark(unreadable, "decode_error", "the file is no image that can be opened")
+    known = [header or {} for header in headers]
+    draft.number(
+        lat=[header.get("lat", np.nan) for header in known],
+        lon=[header.get("lon", np.nan) for header in known],
+        heading_deg=[header.get("heading_deg", np.nan) for header in known],
+    )
+    draft.text(
+        role=role,
+        city=config.name.split("/")[-1],
+        captured=photos.parse_captured(photos.texts([header.get("captured", "") for header in known])),
+    )
+    return draft.finish(config.needs_position)
+
+
+def read_header(uri: str) -> dict[str, Any] | None:
+    """lat, lon, heading_deg and captured of an image file as far as its EXIF has them; None for no image."""
+    try:
+        with storage.open_read(uri) as file, PIL.Image.open(file) as image:
+            exif = image.getexif()
+    except (PIL.UnidentifiedImageError, PIL.Image.DecompressionBombError, SyntaxError, ValueError, OSError):
+        return None
+    gps, details = exif.get_ifd(IFD.GPSInfo), exif.get_ifd(IFD.Exif)
+    header: dict[str, Any] = {
+        "captured": str(details.get(Base.DateTimeOriginal, "") or exif.get(Base.DateTime, ""))
+    }
+    for name, value, reference, negative in (
+        ("lat", GPS.GPSLatitude, GPS.GPSLatitudeRef, "S"),
+        ("lon", GPS.GPSLongitude, GPS.GPSLongitudeRef, "W"),
+    ):
+        degrees = _degrees(gps.get(value))
+        if degrees is not None:
+            header[name] = (
+                -degrees if str(gps.get(reference, "")).strip("\0 ").upper() == negative else degrees
+            )
+    heading = gps.get(GPS.GPSImgDirection)
+    if heading is not None and _finite(heading) is not None:
+        header["heading_deg"] = _finite(heading)
+    return header
+
+
+def _degrees(value: Any) -> float | None:
+    """Degrees, minutes, seconds as EXIF rationals (0/0 where a phone had no fix)."""
+    if not isinstance(value, tuple) or len(value) != 3:
+        return None
+    parts = [_finite(part) for part in value]
+    if any(part is None for part in parts):
+        return None
+    return sum(float(part or 0.0) / scale for part, scale in zip(parts, (1, 60, 3600), strict=True))
+
+
+def _finite(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return number if np.isfinite(number) else None

@@ -1,0 +1,110 @@
+"""Anyone's photos listed in a CSV or parquet: path, position or frame number, and whatever else is known."""
+
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from placeray import storage
+from placeray.config import Config
+from placeray.datasets import photos
+from placeray.datasets.csv_text import CsvText, broken_lines, read_csv
+from placeray.datasets.photos import Draft
+from placeray.datasets.source import CellPlaces, Listing, SourceBase, SplitName
+from placeray.errors import DataError
+
+Role = Literal["database", "query", "train", "skip"]
+
+
+class Columns(Config):
+    """Which column holds what; null = the table does not say."""
+
+    path: str = Field(default="path", description="path of the photo, relative to root")
+    lat: str | None = Field(default=None, description="WGS84 latitude, degrees")
+    lon: str | None = Field(default=None, description="WGS84 longitude, degrees")
+    frame: str | None = Field(default=None, description="frame number along a traverse")
+    heading_deg: str | None = Field(default=None, description="heading, degrees")
+    captured: str | None = Field(
+        default=None, description="capture time: ISO 8601 or YYYYMMDD_hhmmss, any prefix"
+    )
+    role: str | None = Field(default=None, description="what says whether a photo is of the map or a query")
+    city: str | None = Field(default=None, description="city or subset")
+
+
+class PhotoTable(SourceBase):
+    """A table of photos. Split train makes places of cells, the others a map and queries."""
+
+    kind: Literal["photo_table"]
+    split: SplitName = "test"
+    table: str = Field(default="manifest.csv", description="CSV with a header, or .parquet, below root")
+    columns: Columns = Columns()
+    roles: dict[str, Role] = Field(
+        default={}, description="value of the role column -> role; empty takes the values as they are"
+    )
+    default_role: Role = Field(
+        default="database", description="role of all photos when the table has no role column"
+    )
+    places: CellPlaces = CellPlaces(heading_bin_deg=None)
+
+
+def list_photos(config: PhotoTable) -> Listing:
+    """One photo per row."""
+    uri = storage.join(config.root, config.table)
+    wanted = config.columns
+    needed = [name for name in wanted.model_dump().values() if name is not None]
+    rows = _read_parquet(uri, needed) if config.table.endswith(".parquet") else read_csv(uri, needed)
+    if not rows.table.num_rows:
+        raise DataError(f"{config.key}: {storage.resolve(uri)} has no rows")
+    draft = Draft(config, rows.column(wanted.path))
+    draft.mark(
+        pc.equal(draft.paths, "").to_numpy(zero_copy_only=False), "bad_row", f"{config.table}: no path"
+    )
+    for name in ("lat", "lon", "frame", "heading_deg"):
+        column = getattr(wanted, name)
+        if column is not None:
+            draft.parse(name, rows.column(column), "bad_heading" if name == "heading_deg" else "bad_row")
+    draft.text(
+        role=_roles(config, rows, draft),
+        city=rows.column(wanted.city) if wanted.city else config.name.split("/")[-1],
+        captured=photos.parse_captured(rows.column(wanted.captured)) if wanted.captured else None,
+    )
+    return photos.join_listings([draft.finish(), broken_lines(config, config.table, rows)])
+
+
+def _roles(config: PhotoTable, rows: CsvText, draft: Draft) -> pa.Array:
+    if config.is_training:
+        return pa.array(["train"] * draft.size, pa.string())
+    if config.columns.role is None:
+        return pa.array([config.default_role] * draft.size, pa.string())
+    values = rows.column(config.columns.role)
+    names = pa.array(list(config.roles) or ["database", "query", "train", "skip"], pa.string())
+    roles = pa.array(list(config.roles.values()) or names.to_pylist(), pa.string())
+    found = roles.take(pc.index_in(values, value_set=names))
+    draft.mark(
+        found.is_null().to_numpy(zero_copy_only=False),
+        "bad_row",
+        pc.binary_join_element_wise(
+            pa.scalar(f"{config.columns.role} is none of {names.to_pylist()}:"), values, " "
+        ),
+    )
+    draft.mark(
+        np.asarray(pc.equal(found.fill_null(""), "skip")),
+        "not_selected",
+        "the role of the row is configured as skip",
+    )
+    return found
+
+
+def _read_parquet(uri: str, needed: list[str]) -> CsvText:
+    """A parquet table as text columns: numbers print as the shortest text that reads back to them."""
+    table = storage.read_table(uri)
+    missing = [name for name in needed if name not in table.column_names]
+    if missing:
+        raise DataError(
+            f"{storage.resolve(uri)} has no column {', '.join(missing)}; "
+            f"its columns are {', '.join(table.column_names)}"
+        )
+    texts = [table[name].cast(pa.string()).fill_null("") for name in needed]
+    return CsvText(pa.table(texts, names=needed), pa.array(range(table.num_rows), pa.int64()), [])
