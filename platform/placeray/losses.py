@@ -96,8 +96,8 @@ def hashing_loss(logits: Tensor, code: Tensor, pairs: MinedPairs) -> Tensor:
     Returns:
         The mean of (z_i . z_j - q_i . q_j / bits)^2; 0 without pairs.
 
-    Source: SelaVPR++, similarity-constrained hashing; the reference gathers both rows of each pair, two (B, B)
-    products give the same.
+    Source: SelaVPR++, similarity-constrained hashing. The reference gathers both rows of each pair; two
+    (B, B) products give the same.
     """
     gap = logits @ logits.T - code @ code.T / code.shape[1]
     anchors = torch.cat([pairs[0], pairs[2]])

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from placeray.config import Config
 from placeray.errors import ConfigError
-from placeray.model.dinov2 import read_backbone_weights
+from placeray.model.dinov2 import to_backbone_weights
 from placeray.model.positions import PositionCache, Resampling
+from placeray.model.weights import read_weights
 
 # Names that stand for a timm model with other sizes. `toy` is DINOv2-shaped and small enough for two cores.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -127,7 +128,7 @@ class Backbone(nn.Module):
         if height % patch_h or width % patch_w:
             raise ConfigError(
                 f"the input is {height} x {width} pixels; its sides must be multiples of the patch size "
-                f"({patch_h} x {patch_w}), such as {height // patch_h * patch_h} x {width // patch_w * patch_w}"
+                f"({patch_h} x {patch_w}), as {height // patch_h * patch_h} x {width // patch_w * patch_w}"
             )
         return height // patch_h, width // patch_w
 
@@ -177,16 +178,17 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     Raises:
         CheckpointError: the weight file does not fit; every name that does not is named.
     """
-    if config.weights == "timm":
-        return Backbone(config)
     with torch.device("meta"):
         backbone = Backbone(config)
     expected = backbone.state_dict()
-    weights = (
-        read_backbone_weights(config.weights, expected)
-        if config.weights
-        else draw_weights(expected, config.seed)
-    )
+    if config.weights is None:
+        weights = draw_weights(expected, config.seed)
+    elif config.weights == "timm":
+        weights = to_backbone_weights(
+            _create_vit(config, pretrained=True).state_dict(), expected, config.name
+        )
+    else:
+        weights = to_backbone_weights(read_weights(config.weights), expected, config.weights)
     backbone.load_state_dict(weights, assign=True)
     return backbone
 
@@ -194,8 +196,8 @@ def build_backbone(config: BackboneConfig) -> Backbone:
 def draw_weights(expected: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
     """Random weights, shaped like those given, under which a frozen ViT gives useful random features.
 
-    Every block moves its tokens: gains are 1 / sqrt(fan in) and layer scale is 1; timm's own start (0.02 and 1e-5) leaves the tokens almost
-    as they came in. Source: none, this serves the demo and the tests only.
+    Every block moves its tokens: gains are 1 / sqrt(fan in) and layer scale is 1, where timm's own start (0.02 and
+    1e-5) leaves the tokens almost as they came in. Source: none, this serves the demo and the tests only.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -213,7 +215,7 @@ def draw_weights(expected: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]
     return {name: draw(name, tuple(value.shape)) for name, value in expected.items()}
 
 
-def _create_vit(config: BackboneConfig) -> VisionTransformer:
+def _create_vit(config: BackboneConfig, pretrained: bool = False) -> VisionTransformer:
     preset = PRESETS.get(config.name, {})
     name = preset.get("name", config.name)
     if not timm.is_model(name):
@@ -221,9 +223,7 @@ def _create_vit(config: BackboneConfig) -> VisionTransformer:
     wanted = {key: getattr(config, key) or preset.get(key) for key in ("embed_dim", "depth", "num_heads")}
     wanted["img_size"] = config.position_px or preset.get("position_px")
     sizes = {key: value for key, value in wanted.items() if value is not None}
-    vit = timm.create_model(
-        name, num_classes=0, dynamic_img_size=True, pretrained=config.weights == "timm", **sizes
-    )
+    vit = timm.create_model(name, num_classes=0, dynamic_img_size=True, pretrained=pretrained, **sizes)
     if not isinstance(vit, VisionTransformer) or vit.pos_embed is None:
         raise ConfigError(
             f"{name} is a {type(vit).__name__}: placeray needs a ViT with learned absolute positions"

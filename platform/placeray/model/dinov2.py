@@ -5,26 +5,29 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from placeray.model.weights import check_weights, read_weights
+from placeray.model.weights import check_weights
 
 # DINOv2's giant model writes its SwiGLU layers under other names than timm.
 _SWIGLU = ((".mlp.w12.", ".mlp.fc1."), (".mlp.w3.", ".mlp.fc2."))
 
 
-def read_backbone_weights(uri: str, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights for a Backbone from a file of DINOv2 or of timm, strictly: nothing is missing or left over.
+def to_backbone_weights(
+    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str
+) -> dict[str, Tensor]:
+    """Weights for a Backbone from those of DINOv2 or timm, strictly: nothing is missing or left over.
 
     Args:
-        uri: a weight file.
-        expected: the state dict of the backbone, meta tensors will do.
+        weights: under DINOv2's or timm's names; the mask token may be absent, as it is in timm.
+        expected: the state dict of the backbone; meta tensors will do.
+        source: where the weights come from, for the error.
 
     Raises:
         CheckpointError: names every entry that does not fit.
     """
-    weights = to_timm_names(read_weights(uri))
-    mask_token = weights.pop("mask_token", torch.zeros(expected["mask_token"].shape))
-    ours = {"mask_token": mask_token, **{f"vit.{name}": value for name, value in weights.items()}}
-    check_weights(ours, expected, f"the backbone file {uri}")
+    renamed = to_timm_names(weights)
+    mask_token = renamed.pop("mask_token", torch.zeros(expected["mask_token"].shape))
+    ours = {"mask_token": mask_token, **{f"vit.{name}": value for name, value in renamed.items()}}
+    check_weights(ours, expected, f"the backbone {source}")
     return {name: value.float() for name, value in ours.items()}
 
 

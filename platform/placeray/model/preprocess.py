@@ -85,7 +85,7 @@ def to_input(image: Image.Image, config: PreprocessConfig) -> Tensor:
     """RGB image -> (3, size, size) float32 normalised."""
     if config.order == "platform":
         return normalise(to_pixels(image, config.size_px))
-    tensor = normalise(np.asarray(image))
+    tensor = normalise(np.array(image))
     size = [config.size_px, config.size_px]
     return resize(tensor, size, InterpolationMode.BILINEAR, antialias=config.antialias)
 

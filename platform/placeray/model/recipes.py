@@ -1,9 +1,9 @@
 """The three recipes of SelaVPR++ as data: what is trained, what it starts from, what the loss sees.
 
 Differences from the reference, on purpose: the hash recipe neither computes the float branch nor lets it
-drift. The reference runs the frozen float branch in training mode, which costs 7 % of a step and moves its batch
-norm statistics, so that the float descriptors of its stage-2 model are not those of stage 1. `reference=True`
-brings both back.
+drift. The reference runs the frozen float branch in training mode: it costs 7 % of a step and moves its batch
+norm statistics, so the float descriptors of its stage-2 model are not those of stage 1. `reference=True` brings
+both back.
 """
 
 from dataclasses import dataclass

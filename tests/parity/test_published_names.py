@@ -1,0 +1,71 @@
+"""Weights go in and come out under their published names, for every variant that was published."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from placeray.errors import CheckpointError
+from placeray.model.checkpoint import LoadedModel, export_weights, load_weights
+from placeray.model.published import recognise
+from placeray.model.weights import weights_id
+
+KEY_LISTS = sorted((Path(__file__).parent / "fixtures").glob("keys_*.json"))
+
+
+def different_constants(file: Path) -> dict[str, Tensor]:
+    """A state dict of the listed names and shapes; each tensor is one number stretched, which costs no memory."""
+    weights = {}
+    for number, (name, shape) in enumerate(json.loads(file.read_text()).items()):
+        kind = torch.int64 if name.endswith("num_batches_tracked") else torch.float32
+        weights[name] = torch.tensor(number, dtype=kind).expand(shape)
+    return weights
+
+
+def test_all_variants_are_listed() -> None:
+    assert len(KEY_LISTS) == 12
+
+
+@pytest.mark.parametrize("file", KEY_LISTS, ids=lambda file: file.stem.removeprefix("keys_"))
+def test_import_then_export_changes_nothing(file: Path) -> None:
+    weights = different_constants(file)
+    exported = export_weights(load_weights(recognise(weights), weights))
+    assert exported.keys() == weights.keys()
+    for name, value in weights.items():
+        assert torch.equal(exported[name], value), name
+        assert exported[name].dtype == value.dtype, name
+
+
+@pytest.mark.parametrize("file", KEY_LISTS, ids=lambda file: file.stem.removeprefix("keys_"))
+def test_one_error_names_everything_that_does_not_fit(file: Path) -> None:
+    weights = different_constants(file)
+    config = recognise(weights)
+    missing = [name for name in weights if name.endswith((".3.ls1.gamma", "5.branch2.0.bn.running_var"))]
+    for name in missing:
+        del weights[name]
+    weights["backbone.patch_embed.proj.bias"] = torch.zeros(3)
+    weights["linear9.weight"] = torch.zeros(1)
+    with pytest.raises(CheckpointError) as error:
+        load_weights(config, weights)
+    for name in (*missing, "linear9.weight", "backbone.patch_embed.proj.bias is (3,) and should be"):
+        assert name in str(error.value)
+    assert len(missing) >= 2
+
+
+def test_a_real_file_round_trips(load_variant: Callable[[str], LoadedModel], detgen: object) -> None:
+    """Also through the file itself: wrapped, with `module.` and with numpy scalars of an old numpy."""
+    loaded = load_variant("base_rerank")
+    exported = export_weights(loaded.model)
+    assert weights_id(exported) == loaded.model_id
+    assert exported["linear4.bias"].shape == (512,)
+    for name in (
+        "backbone.mask_token",
+        "linear4.bias",
+        "backbone.adapters_hashing.11.branch3.1.bn.running_var",
+    ):
+        shape = tuple(exported[name].shape)
+        expected = torch.from_numpy(detgen.tensor(name, shape, "base_rerank"))  # type: ignore[attr-defined]
+        assert torch.equal(exported[name], expected)
