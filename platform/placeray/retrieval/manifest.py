@@ -1,0 +1,167 @@
+"""The manifests of a map: one immutable document per version, and CURRENT, the name of the version to open.
+
+    <map>/CURRENT                  one line, such as v0002; replaced by rename
+    <map>/v0002/manifest.json      [index_manifest/v1], written when all its shards are there
+    <map>/shards/<shard id>/       named by content and never rewritten, so versions share shards
+
+A reader refuses a format newer than its own, and any feature listed under `requires` that it does not know:
+that is how a later placeray can add what changes answers (removed photos, for example) without an older one
+giving wrong ones. Unknown keys elsewhere are additions that a reader may ignore.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from placeray import __version__, storage
+from placeray.contracts import validate_document
+from placeray.errors import ContractError, MapError, StorageError
+
+FORMAT_VERSION = 1
+KNOWN_FEATURES: frozenset[str] = frozenset()
+CURRENT = "CURRENT"
+_VERSION = re.compile(r"v\d{4,}")
+
+Manifest = dict[str, Any]
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 in hexadecimal of a JSON-able value; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def versions(root: str) -> list[str]:
+    """The published versions of a map, oldest first; empty when there is no map."""
+    if not storage.exists(root):
+        return []
+    folders = {uri.split("/")[-2] for uri in storage.list_files(root, f"/{storage.MANIFEST}")}
+    return sorted((name for name in folders if _VERSION.fullmatch(name)), key=lambda name: int(name[1:]))
+
+
+def current_version(root: str) -> str:
+    """The version that CURRENT names. Raises MapError when there is no map or CURRENT is damaged."""
+    try:
+        name = storage.read_text(storage.join(root, CURRENT)).strip()
+    except StorageError:
+        raise MapError(
+            f"{storage.resolve(root)} is no finished map, it has no file {CURRENT}: run jobs/index.py (again)"
+        ) from None
+    if not _VERSION.fullmatch(name):
+        raise MapError(
+            f"{storage.resolve(root)}/{CURRENT} says {name[:40]!r}, which is no version such as v0001"
+        )
+    return name
+
+
+def read_map_manifest(root: str, version: str | None = None) -> Manifest:
+    """The manifest of one version, of CURRENT when None.
+
+    Raises:
+        MapError: missing, damaged, of a newer format, or with a feature that this reader does not know.
+    """
+    name = version or current_version(root)
+    where = storage.resolve(storage.join(root, name, storage.MANIFEST))
+    try:
+        manifest = storage.read_json(where)
+    except StorageError as error:
+        raise MapError(f"version {name} of the map {storage.resolve(root)} cannot be read: {error}") from None
+    check_format(manifest, where)
+    try:
+        validate_document(manifest, "index_manifest/v1")
+        for entry in manifest["shards"]:
+            validate_document(entry["shard"], "shard/v1")
+    except ContractError as error:
+        raise MapError(f"{where} is damaged: {error}") from None
+    return dict(manifest)
+
+
+def check_format(document: Any, where: str) -> None:
+    """Raises MapError when a manifest or shard.json is newer than this code, or is none."""
+    found = document.get("format_version") if isinstance(document, Mapping) else None
+    if not isinstance(found, int):
+        raise MapError(f"{where} is damaged: it does not say its format_version")
+    if found > FORMAT_VERSION:
+        raise MapError(
+            f"{where} has format {found}, placeray {__version__} reads up to {FORMAT_VERSION}: "
+            "install a newer placeray or build the map again"
+        )
+    unknown = sorted(set(document.get("requires", [])) - KNOWN_FEATURES)
+    if unknown:
+        raise MapError(
+            f"{where} needs {', '.join(map(str, unknown))}, which placeray {__version__} does not know: "
+            "its answers would be wrong, install a newer placeray"
+        )
+
+
+def compose(plan: Mapping[str, Any], shards: list[dict[str, Any]]) -> Manifest:
+    """The manifest of a map, without its version, from its plan and all shard.json in order."""
+    entries, first_row = [], 0
+    for shard in shards:
+        entries.append({"path": f"shards/{shard['shard_id']}", "first_row": first_row, "shard": shard})
+        first_row += shard["rows"]
+    boxes = [shard["bbox"] for shard in shards if shard["bbox"] is not None]
+    return {
+        "format_version": FORMAT_VERSION,
+        "requires": [],
+        "build_key": plan["build_key"],
+        "builder": {"name": "placeray", "version": __version__},
+        "model": plan["model"],
+        "config": plan["config"],
+        "source": plan["source"],
+        "geo": {"order": "hilbert", "cell_level": plan["cell_level"], "bbox": _around(boxes)},
+        "index": {"type": "flat"},
+        "counts": {
+            "rows": first_row,
+            "shards": len(shards),
+            "bytes": sum(file["bytes"] for shard in shards for file in shard["files"].values()),
+        },
+        "shards": entries,
+    }
+
+
+def find_build(root: str, build_key: str) -> str | None:
+    """The newest version that was built from the same inputs with the same settings, or None."""
+    for name in reversed(versions(root)):
+        try:
+            if read_map_manifest(root, name)["build_key"] == build_key:
+                return name
+        except MapError:
+            continue  # a damaged old version is no reason not to publish a new one
+    return None
+
+
+def publish(root: str, manifest: Manifest) -> Manifest:
+    """Write the next version of a map and make it CURRENT; returns the manifest with its version.
+
+    Raises:
+        ContractError: the manifest does not fit index_manifest/v1.
+    """
+    existing = versions(root)
+    parent = existing[-1] if existing else None
+    name = f"v{int(parent[1:]) + 1 if parent else 1:04d}"
+    complete = {
+        **manifest,
+        "version": name,
+        "parent_version": parent,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    validate_document(complete, "index_manifest/v1")
+    storage.commit_manifest(storage.join(root, name), complete)
+    make_current(root, name)
+    return complete
+
+
+def make_current(root: str, version: str) -> None:
+    """Let readers that open the map from now on see this version; others keep the one they opened."""
+    storage.write_text(storage.join(root, CURRENT), version + "\n")
+
+
+def _around(boxes: list[list[float]]) -> list[float] | None:
+    """West, south, east, north around several such boxes."""
+    if not boxes:
+        return None
+    west, south, east, north = zip(*boxes, strict=True)
+    return [min(west), min(south), max(east), max(north)]

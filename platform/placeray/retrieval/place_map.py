@@ -1,0 +1,254 @@
+"""An open map: search it, read who its photos are, check that queries come from its model.
+
+Needs neither Ray nor torch. A map that is open keeps its version: files of a published shard never change.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from placeray import storage
+from placeray.errors import MapError
+from placeray.retrieval.build import rows_schema
+from placeray.retrieval.codes import Bytes, hamming
+from placeray.retrieval.exhaustive import search_exhaustive
+from placeray.retrieval.first_stage import CodeRange, Engine, make_pool, search_codes
+from placeray.retrieval.float_store import FloatStores
+from placeray.retrieval.manifest import Manifest, read_map_manifest
+from placeray.retrieval.merge import distances_of, rows_of
+from placeray.retrieval.queries import checked_queries
+from placeray.retrieval.rerank import rerank
+from placeray.retrieval.shard import Shard
+
+Floats = NDArray[np.float32]
+
+
+class SearchResult(NamedTuple):
+    """The answers to Q queries, best first; `rows` number the photos of the map from 0."""
+
+    rows: NDArray[np.int64]  # (Q, K), -1 where the map has no further photo
+    hamming: NDArray[np.int32]  # (Q, K) bits that differ, -1 for nobody and where no code was compared
+    similarity: Floats  # (Q, K) cosine of the float descriptors, NaN for nobody and where none was compared
+    # Milliseconds of the whole batch: first_stage, gather and rerank, or exhaustive; and total.
+    timings: dict[str, float]
+
+
+def default_shortlist(num_rows: int) -> int:
+    """Candidates for stage 2: what the cut loses grows with the map, so the shortlist does too (measured)."""
+    if num_rows <= 1_000_000:
+        return 100
+    return 400 if num_rows <= 50_000_000 else 1000
+
+
+class PlaceMap:
+    """One version of a map, opened for reading."""
+
+    def __init__(self, root: str, manifest: Manifest, *, num_threads: int | None = None) -> None:
+        """Open the shards of a manifest; `open` is the usual way in. Raises MapError on damage."""
+        self.root, self.manifest = root, manifest
+        entries = manifest["shards"]
+        self._shards = [
+            Shard(storage.local_path(storage.join(root, entry["path"])), entry["shard"]) for entry in entries
+        ]
+        self._first_rows = [entry["first_row"] for entry in entries]
+        self._floats = FloatStores(
+            [shard.floats for shard in self._shards if shard.floats is not None],
+            self._first_rows if self.descriptor_dim else [],
+            self.descriptor_dim,
+        )
+        self._ranges = [
+            CodeRange(shard.codes, first_row)
+            for shard, first_row in zip(self._shards, self._first_rows, strict=True)
+            if shard.codes is not None
+        ]
+        self.num_threads = num_threads or os.cpu_count() or 1
+        self._pool: ThreadPoolExecutor = make_pool(self.num_threads)
+
+    @classmethod
+    def open(cls, uri: str, *, version: str | None = None, num_threads: int | None = None) -> "PlaceMap":
+        """Open a map folder at its current or a named version.
+
+        Args:
+            num_threads: threads of one search; all cores when None.
+
+        Raises:
+            MapError: no map, a damaged one, or one of a newer format; the message names the file.
+        """
+        return cls(uri, read_map_manifest(uri, version), num_threads=num_threads)
+
+    def __len__(self) -> int:
+        return int(self.manifest["counts"]["rows"])
+
+    def __enter__(self) -> "PlaceMap":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the search threads."""
+        self._pool.shutdown()
+
+    @property
+    def version(self) -> str:
+        """Such as v0001."""
+        return str(self.manifest["version"])
+
+    @property
+    def code_bits(self) -> int:
+        """Length of the binary codes, 0 for a model without a hash branch."""
+        return int(self.manifest["model"]["code_bits"])
+
+    @property
+    def descriptor_dim(self) -> int:
+        """Length of the float descriptors, 0 for a model without a float branch."""
+        return int(self.manifest["model"]["descriptor_dim"])
+
+    def check_model(self, model_id: str, code_bits: int, descriptor_dim: int, preprocessing: str) -> None:
+        """Raises MapError when queries described so cannot be compared with this map.
+
+        The commonest silent failure of such systems: the answers of another model look like answers.
+        """
+        mine = self.manifest["model"]
+        theirs = {
+            "model_id": model_id,
+            "code_bits": code_bits,
+            "descriptor_dim": descriptor_dim,
+            "preprocessing": preprocessing,
+        }
+        different = [
+            f"{key} {theirs[key]!r} instead of {mine[key]!r}" for key in theirs if theirs[key] != mine[key]
+        ]
+        if different:
+            raise MapError(
+                f"the queries do not fit the map {storage.resolve(self.root)}: {', '.join(different)}; "
+                "describe them with the model of the map, or build the map with theirs"
+            )
+
+    def verify(self) -> None:
+        """Compare the checksums of all files. Raises MapError naming the first that has changed."""
+        for shard in self._shards:
+            shard.verify()
+
+    def search(
+        self,
+        codes: Bytes | None,
+        descriptors: Floats | None,
+        *,
+        top_k: int,
+        shortlist: int | None = None,
+        exhaustive: bool = False,
+        engine: Engine = "auto",
+    ) -> SearchResult:
+        """The `top_k` photos that resemble each query most.
+
+        Two stages when both codes and descriptors are given; by codes alone, in Hamming order, without
+        descriptors; by comparing every descriptor with `exhaustive`. Equal scores are ordered by what decided
+        before, in the end by row; the answer depends neither on the number of shards or threads nor on the
+        engine.
+
+        Args:
+            codes:       (Q, code_bits / 8) uint8; may be None for an exhaustive search.
+            descriptors: (Q, D) unit-length floats, or None.
+            shortlist:   candidates of stage 1 that stage 2 orders; by the size of the map when None.
+            engine:      how stage 1 scans; all give the same answer.
+
+        Raises:
+            MapError: the queries do not fit the map or what was asked for needs a branch that its model
+            lacks.
+        """
+        began = time.perf_counter()
+        codes, descriptors = checked_queries(
+            codes,
+            descriptors,
+            exhaustive=exhaustive,
+            code_bits=self.code_bits,
+            descriptor_dim=self.descriptor_dim,
+            where=f"the map {storage.resolve(self.root)}",
+        )
+        if exhaustive:
+            assert descriptors is not None
+            result = self._search_exhaustive(codes, descriptors, top_k)
+        else:
+            assert codes is not None
+            result = self._search_staged(codes, descriptors, top_k, shortlist, engine)
+        result.timings["total"] = (time.perf_counter() - began) * 1e3
+        return result
+
+    def rows(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Who the photos are, in row order: the columns of descriptors/v1 but the vectors, and `cell`."""
+        tables = [shard.table.select(list(columns)) if columns else shard.table for shard in self._shards]
+        if tables:
+            return pa.concat_tables(tables)
+        empty = rows_schema().empty_table()
+        return empty.select(list(columns)) if columns else empty
+
+    def records(self, rows: NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
+        """The same for a few rows (n,), in the order asked for; cheap however large the map is."""
+        if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < len(self)):
+            raise MapError(
+                f"rows {rows.min()} to {rows.max()} asked for, the map has {len(self)}; -1 is nobody"
+            )
+        shard_of = np.searchsorted(self._first_rows, rows, side="right") - 1
+        order = np.argsort(shard_of, kind="stable")
+        pieces = [self.rows(columns).slice(0, 0)]
+        for shard in np.unique(shard_of):
+            local = rows[order][shard_of[order] == shard] - self._first_rows[shard]
+            table = self._shards[shard].table
+            pieces.append((table.select(list(columns)) if columns else table).take(pa.array(local)))
+        by_shard = pa.concat_tables(pieces).combine_chunks()
+        return by_shard.take(pa.array(np.argsort(order)))
+
+    def _search_staged(
+        self, codes: Bytes, descriptors: Floats | None, top_k: int, shortlist: int | None, engine: Engine
+    ) -> SearchResult:
+        size = top_k
+        if descriptors is not None:
+            size = max(top_k, default_shortlist(len(self))) if shortlist is None else shortlist
+        if size < top_k:
+            raise MapError(
+                f"shortlist={size} is smaller than top_k={top_k}: stage 2 can only return what stage 1 found"
+            )
+        began = time.perf_counter()
+        keys = search_codes(
+            self._ranges, codes, size, pool=self._pool, num_threads=self.num_threads, engine=engine
+        )
+        rows, distances = rows_of(keys), distances_of(keys)
+        timings = {"first_stage": (time.perf_counter() - began) * 1e3}
+        if descriptors is None:
+            return SearchResult(rows, distances, np.full(rows.shape, np.nan, dtype=np.float32), timings)
+        second = rerank(descriptors, rows, self._floats)
+        timings |= {"gather": second.gather_ms, "rerank": second.compare_ms}
+        order = second.order[:, :top_k]
+        return SearchResult(
+            np.take_along_axis(rows, order, axis=1),
+            np.take_along_axis(distances, order, axis=1),
+            second.similarity[:, :top_k],
+            timings,
+        )
+
+    def _search_exhaustive(self, codes: Bytes | None, descriptors: Floats, top_k: int) -> SearchResult:
+        began = time.perf_counter()
+        rows, similarity = search_exhaustive(descriptors, self._floats, top_k)
+        timings = {"exhaustive": (time.perf_counter() - began) * 1e3}
+        distances = np.full(rows.shape, -1, dtype=np.int32)
+        if codes is not None and self.code_bits:
+            for q, found in enumerate(rows):
+                known = found[found >= 0]
+                distances[q, : len(known)] = hamming(codes[q : q + 1], self._codes_of(known))[0]
+        return SearchResult(rows, distances, similarity, timings)
+
+    def _codes_of(self, rows: NDArray[np.int64]) -> Bytes:
+        """Codes (n, code_bits / 8) of global rows (n,)."""
+        codes = np.empty((len(rows), self.code_bits // 8), dtype=np.uint8)
+        shard_of = np.searchsorted(self._first_rows, rows, side="right") - 1
+        for shard in np.unique(shard_of):
+            here = shard_of == shard
+            codes[here] = self._ranges[shard].codes[rows[here] - self._first_rows[shard]]
+        return codes

@@ -1,0 +1,69 @@
+"""Queries of a caller in the layout that the stages expect, or one sentence about what does not fit."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placeray.errors import MapError
+from placeray.retrieval.codes import Bytes
+
+Floats = NDArray[np.float32]
+
+
+def checked_queries(
+    codes: Bytes | None,
+    descriptors: Floats | None,
+    *,
+    exhaustive: bool,
+    code_bits: int,
+    descriptor_dim: int,
+    where: str,
+) -> tuple[Bytes | None, Floats | None]:
+    """Codes (Q, code_bits / 8) and descriptors (Q, D), contiguous.
+
+    Args:
+        exhaustive:     whether all descriptors are going to be compared, without codes.
+        code_bits:      of the map, 0 without codes; `descriptor_dim` likewise.
+        where:          the map, for the message.
+
+    Raises:
+        MapError: what was asked for needs something that the map or the query lacks, or shapes differ.
+    """
+    _check_asked(codes, descriptors, exhaustive, code_bits, descriptor_dim, where)
+    if codes is not None and code_bits and (codes.ndim != 2 or codes.shape[1] * 8 != code_bits):
+        raise MapError(
+            f"{where} has codes of {code_bits} bits, the queries have shape {codes.shape} of bytes"
+        )
+    if descriptors is not None and (descriptors.ndim != 2 or descriptors.shape[1] != descriptor_dim):
+        raise MapError(
+            f"{where} has descriptors of {descriptor_dim} dimensions, "
+            f"the queries have shape {descriptors.shape}"
+        )
+    if codes is not None and descriptors is not None and len(codes) != len(descriptors):
+        raise MapError(f"{len(codes)} codes and {len(descriptors)} descriptors are not of the same queries")
+    if descriptors is not None and not np.isfinite(descriptors).all():
+        raise MapError("some query descriptors are not finite: describe the queries again")
+    packed = None if codes is None else np.ascontiguousarray(codes, dtype=np.uint8)
+    floats = None if descriptors is None else np.ascontiguousarray(descriptors, dtype=np.float32)
+    return packed, floats
+
+
+def _check_asked(
+    codes: Bytes | None,
+    descriptors: Floats | None,
+    exhaustive: bool,
+    code_bits: int,
+    descriptor_dim: int,
+    where: str,
+) -> None:
+    if descriptors is not None and not descriptor_dim:
+        raise MapError(
+            f"{where} has no float descriptors (model without a float branch): search it by codes alone"
+        )
+    if exhaustive and descriptors is None:
+        raise MapError("an exhaustive search compares float descriptors: pass those of the queries")
+    if not exhaustive and not code_bits:
+        raise MapError(
+            f"{where} has no binary codes (model without a hash branch): search with exhaustive=True"
+        )
+    if not exhaustive and codes is None:
+        raise MapError("stage 1 compares binary codes: pass those of the queries, or ask for exhaustive=True")

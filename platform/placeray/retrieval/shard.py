@@ -1,0 +1,58 @@
+"""One shard of an open map: its codes, its descriptors and the records of its photos, all memory-mapped."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from placeray.errors import MapError
+from placeray.retrieval.build import CODE_FILE, ROWS_FILE, checksum
+from placeray.retrieval.codes import Bytes
+from placeray.retrieval.float_store import FloatStore
+from placeray.retrieval.mapped import MappedFile, check_size
+
+
+class Shard:
+    """The files of one shard, checked for presence and size when opened."""
+
+    def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
+        """Raises MapError naming the file that is missing, truncated or unreadable."""
+        self.folder, self.record = folder, record
+        for name, file in record["files"].items():
+            check_size(folder / name, file["bytes"])
+        num_rows, code_bytes = record["rows"], record["code_bits"] // 8
+        self.codes: Bytes | None = None
+        if code_bytes:
+            self.codes = MappedFile(folder / CODE_FILE, num_rows * code_bytes).bytes.reshape(
+                num_rows, code_bytes
+            )
+        self.floats: FloatStore | None = None
+        if record["descriptor_dim"]:
+            self.floats = FloatStore(
+                folder,
+                num_rows=num_rows,
+                descriptor_dim=record["descriptor_dim"],
+                dtype=record["descriptor_type"],
+                row_bytes=record["row_bytes"],
+            )
+        self.table = _read_rows(folder / ROWS_FILE, num_rows)
+
+    def verify(self) -> None:
+        """Read every file again. Raises MapError naming the first one whose bytes have changed."""
+        for name, file in self.record["files"].items():
+            if checksum(self.folder / name) != file["xxh3_128"]:
+                raise MapError(
+                    f"{self.folder / name} has other bytes than when it was built: "
+                    "the map is damaged, restore the file or build the map again"
+                )
+
+
+def _read_rows(path: Path, num_rows: int) -> pa.Table:
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except pa.ArrowInvalid as error:
+        raise MapError(f"{path} is damaged: {error}") from None
+    if len(table) != num_rows:
+        raise MapError(f"{path} has {len(table)} rows, its shard.json says {num_rows}: build the map again")
+    return table

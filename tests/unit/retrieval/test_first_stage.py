@@ -1,0 +1,132 @@
+"""Stage 1 returns exactly the (distance, row)-smallest rows, by every engine and any split over threads."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from placeray.retrieval import first_stage, popcount_scan
+from placeray.retrieval.codes import hamming, pack, unpack
+from placeray.retrieval.first_stage import CodeRange, Engine, make_pool, search_codes, split_rows
+from placeray.retrieval.merge import distances_of, rows_of
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with make_pool(3) as threads:
+        yield threads
+
+
+def search_slowly(codes: Any, queries: Any, size: int) -> list[list[tuple[int, int]]]:
+    """(distance, row) of the `size` best rows of each query, padded with (-1, -1)."""
+    answers = []
+    for query in queries:
+        found = sorted((int(np.unpackbits(code ^ query).sum()), row) for row, code in enumerate(codes))[:size]
+        answers.append(found + [(-1, -1)] * (size - len(found)))
+    return answers
+
+
+def answers_of(keys: Any) -> list[list[tuple[int, int]]]:
+    return [
+        list(zip(distances, rows, strict=True))
+        for distances, rows in zip(distances_of(keys).tolist(), rows_of(keys).tolist(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("engine", ["faiss", "numba"])
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    count=st.integers(0, 200),
+    words=st.sampled_from([1, 2, 3, 8]),
+    num_queries=st.integers(0, 5),
+    size=st.integers(1, 60),
+    tied=st.booleans(),
+    cuts=st.lists(st.integers(0, 200), max_size=4),
+)
+def test_equals_the_twin(
+    pool: ThreadPoolExecutor, draw_tied: Make, draw_random: Make, engine: Engine,
+    seed: int, count: int, words: int, num_queries: int, size: int, tied: bool, cuts: list[int],
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    codes, _ = (draw_tied if tied else draw_random)(rng, count, words * 64, 2)
+    queries, _ = (draw_tied if tied else draw_random)(rng, num_queries, words * 64, 2)
+    edges = [0, *sorted(min(cut, count) for cut in cuts), count]
+    ranges = [CodeRange(codes[a:b], a) for a, b in pairwise(edges)]
+    found = search_codes(ranges, queries, size, pool=pool, num_threads=3, engine=engine)
+    assert answers_of(found) == search_slowly(codes, queries, size)
+
+
+def test_the_compiled_scan_cleans_up_among_ties() -> None:
+    """More candidates than the buffer holds, nearer ones last: the cut is redone many times."""
+    rng = np.random.default_rng(0)
+    codes = np.zeros((30_000, 8), dtype=np.uint8)
+    codes[:, 0] = rng.integers(0, 4, 30_000)
+    codes[:, 1] = np.repeat(np.arange(255, -1, -1), 118)[:30_000]
+    queries = np.zeros((2, 8), dtype=np.uint8)
+    distance = hamming(queries, codes)[0]
+    expected = np.lexsort((np.arange(30_000), distance))[:77]
+    found = popcount_scan.scan(codes, queries, 77, first_row=5)
+    np.testing.assert_array_equal(rows_of(found)[1], expected + 5)
+    np.testing.assert_array_equal(distances_of(found)[1], distance[expected])
+
+
+def test_large_batches_and_missing_numba(
+    pool: ThreadPoolExecutor, draw_random: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With numba the batch takes the compiled scan, without it faiss; in groups of queries, on 2 threads."""
+    monkeypatch.setattr(first_stage, "MIN_ROWS_FOR_NUMBA", 1000)
+    monkeypatch.setattr(first_stage, "MIN_ROWS_PER_THREAD", 300)
+    monkeypatch.setattr(first_stage, "QUERIES_AT_ONCE", 10)
+    codes, _ = draw_random(np.random.default_rng(1), 1000, 128, 2)
+    ranges = [CodeRange(codes, 0)]
+    called = []
+    monkeypatch.setattr(
+        popcount_scan,
+        "scan",
+        lambda *args, real=popcount_scan.scan: called.append(len(args[1])) or real(*args),
+    )
+    with_numba = search_codes(ranges, codes[:25], 9, pool=pool, num_threads=2)
+    assert sorted(called) == [5, 5, 10, 10, 10, 10]
+    monkeypatch.setattr(popcount_scan, "available", lambda: False)
+    without = search_codes(ranges, codes[:25], 9, pool=pool, num_threads=2)
+    assert len(called) == 6
+    np.testing.assert_array_equal(with_numba, without)
+
+
+def test_rows_are_split_evenly_and_completely() -> None:
+    codes = np.zeros((2_000_000, 8), dtype=np.uint8)
+    pieces = split_rows([CodeRange(codes[:1_500_000], 0), CodeRange(codes[1_500_000:], 1_500_000)], 4)
+    assert [(piece.first_row, len(piece.codes)) for piece in pieces] == [
+        (0, 500_000), (500_000, 500_000), (1_000_000, 500_000), (1_500_000, 500_000),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", ["hc", "mc"])
+def test_faiss_keeps_the_lowest_rows_among_ties(draw_tied: Make, variant: str) -> None:
+    """What the merge of shards relies on; faiss does not document it."""
+    rng = np.random.default_rng(2)
+    codes, _ = draw_tied(rng, 500, 64, 2)
+    for size in (1, 7, 60, 400):
+        distances, rows = faiss.knn_hamming(codes[:20], codes, size, variant=variant)
+        found = [
+            sorted(zip(d, r, strict=True)) for d, r in zip(distances.tolist(), rows.tolist(), strict=True)
+        ]
+        assert found == search_slowly(codes, codes[:20], size)
+
+
+def test_packing_follows_the_published_order() -> None:
+    components = np.full((1, 64), -1.0, dtype=np.float32)
+    components[0, 0] = -0.0  # counts as >= 0
+    components[0, 9] = 2.0
+    codes = pack(components)
+    assert codes[0].tolist() == [0b1000_0000, 0b0100_0000, 0, 0, 0, 0, 0, 0]
+    assert unpack(codes)[0, [0, 1, 9]].tolist() == [1, -1, 1]
