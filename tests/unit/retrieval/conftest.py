@@ -70,7 +70,7 @@ def _table(rows: Any, codes: Any, floats: Any, lat: Any, lon: Any, dim: int) -> 
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_fsync() -> Iterator[None]:
-    """Hundreds of tiny maps are built here; that they outlive a power cut is not what these tests are about."""
+    """Hundreds of tiny maps are built here; whether they outlive a power cut is not the question."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda file: None)
         yield
