@@ -44,6 +44,10 @@ def read_csv(uri: str, needed: Sequence[str]) -> CsvText:
     missing = [name for name in needed if name not in names]
     if missing:
         raise DataError(f"{uri} has no column {', '.join(missing)}; its columns are {', '.join(names)}")
+    if not _has_rows(data):
+        return CsvText(
+            pa.table([pa.array([], pa.string()) for _ in names], names=names), _line_numbers(0, set()), []
+        )
     broken: list[tuple[int, str]] = []
 
     def keep_aside(row: Any) -> str:
@@ -89,6 +93,11 @@ def _header(data: bytes, uri: str) -> list[str]:
     if len(set(names)) < len(names):
         raise DataError(f"{uri} has two columns of one name: {', '.join(names)}")
     return names
+
+
+def _has_rows(data: bytes) -> bool:
+    """Whether anything stands behind the header line."""
+    return len(data[: 1 << 20].strip().replace(b"\r", b"\n").split(b"\n", 1)) > 1
 
 
 def _line_numbers(count: int, taken: set[int]) -> pa.Array:

@@ -108,7 +108,8 @@ def _draft_role(city: _City, role: str) -> tuple[Draft, Listing, Listing]:
         pc.equal(rows.column("key"), "").to_numpy(zero_copy_only=False), "bad_row", f"{csv_path}: no key"
     )
     draft.parse("lat", rows.column("lat")).parse("lon", rows.column("lon"))
-    draft.mark(photos.parse_flags(rows.column("pano")), "panorama", "the row is flagged as a panorama")
+    if not (config.split == "val" and role == "query" and config.query_list == "official-750"):
+        draft.mark(photos.parse_flags(rows.column("pano")), "panorama", "the row is flagged as a panorama")
     draft.parse("heading_deg", rows.column("ca"), "bad_heading")
     draft.mark(absent, "missing_file", f"{csv_path} has a row, but there is no image file")
     draft.text(

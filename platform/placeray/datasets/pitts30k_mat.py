@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.io
 from pydantic import Field
+from scipy.io.matlab import MatReadError
 
 from placeray import storage
 from placeray.datasets import photos
@@ -63,7 +64,7 @@ def _read_struct(config: PittsMat, uri: str) -> Any:
         struct = scipy.io.loadmat(io.BytesIO(data))["dbStruct"].item()
     except KeyError:
         raise DataError(f"{config.key}: {uri} holds no dbStruct") from None
-    except (ValueError, TypeError, NotImplementedError, OSError) as error:
+    except (ValueError, TypeError, IndexError, NotImplementedError, OSError, MatReadError) as error:
         raise DataError(f"{config.key}: {uri} cannot be read as a Matlab file: {error}") from None
     if len(struct) <= QUERY_UTM:
         raise DataError(f"{config.key}: dbStruct in {uri} has {len(struct)} fields, expected 10")

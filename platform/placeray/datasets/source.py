@@ -1,10 +1,10 @@
 """What every source of photos has in common: its configuration, and what listing it gives."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from placeray.config import Config
 
@@ -64,6 +64,15 @@ class CellPlaces(Config):
     groups_kept: int | None = Field(
         default=None, ge=1, description="keep only the first so many groups that hold a place; null keeps all"
     )
+
+    @model_validator(mode="after")
+    def _bins_close_the_circle(self) -> Self:
+        if self.heading_bin_deg is not None and 360 % (self.heading_bin_deg * self.heading_stride):
+            raise ValueError(
+                f"heading_bin_deg={self.heading_bin_deg} times heading_stride={self.heading_stride} does not "
+                "divide 360: bins on both sides of north would share a group"
+            )
+        return self
 
 
 class SourceBase(Config):

@@ -1,0 +1,274 @@
+"""Planned parts become places, images and rejects: the same bytes each time, nothing lost, readable by
+others.
+"""
+
+import hashlib
+import json
+import struct
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from placeray import contracts, storage
+from placeray.datasets.photo_bytes import PhotoBytes, PhotoStorage, Rejection, check_photo
+from placeray.datasets.planning import NormalizeConfig, check_share, plan_source, write_plan
+from placeray.datasets.reading import list_domains, places_fingerprint, read_places
+from placeray.datasets.writing import finished_report, write_part
+from placeray.errors import DataError, StorageError
+
+NAME = "@{east:010.2f}@{north:010.2f}@17@T@@@p{number}@00@{heading}@@@@2016@@.jpg"
+
+
+def write_town(write: Any, jpeg: Any, places: int = 6, photos: int = 5, folder: str = "images/train") -> None:
+    """Places in a row of cells of one group (45 m apart), all with one heading."""
+    for number in range(places * photos):
+        role = "queries" if number % photos == 0 else "database"
+        name = NAME.format(east=585_000 + 45 * (number // photos), north=4_477_000, number=number, heading=10)
+        write(f"{folder}/{role}/{name}", jpeg(number))
+
+
+def config_of(root: Path, split: str = "train", **more: Any) -> NormalizeConfig:
+    source = {"kind": "at_layout", "name": "town", "root": str(root), "split": split}
+    return NormalizeConfig.model_validate({"sources": [source], **more})
+
+
+def run(config: NormalizeConfig, output: Path) -> list[dict[str, Any]]:
+    """All parts of all sources, one after the other, and the manifest of places."""
+    reports = []
+    for source in config.sources:
+        for part in write_plan(plan_source(source, config), config, str(output)):
+            reports.append(write_part(part, str(output), config.photos))
+    for folder, contract in (("places", "places/v1"), ("images", "images/v1")):
+        files = [file for report in reports for file in report["files"][folder]]
+        if files:
+            storage.commit_manifest(
+                str(output / folder), contracts.table_manifest(contract, files, made_by={})
+            )
+    return reports
+
+
+def rows_of(output: Path, folder: str) -> list[dict[str, Any]]:
+    return [
+        row
+        for file in sorted((output / folder).rglob("*.parquet"))
+        for row in storage.read_table(str(file)).to_pylist()
+    ]
+
+
+def digests(output: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(output)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(output.rglob("*.parquet"))
+    }
+
+
+def test_places_hold_their_photos_and_images_point_to_them(tmp_path: Path, write: Any, jpeg: Any) -> None:
+    write_town(write, jpeg)
+    run(config_of(tmp_path), tmp_path / "out")
+    places, images = rows_of(tmp_path / "out", "places"), rows_of(tmp_path / "out", "images")
+    assert [place["num_photos"] for place in places] == [5] * 6
+    assert {place["domain"] for place in places} == {"town/town/17n-04"}
+    by_id = {image["image_id"]: image for image in images}
+    assert len(by_id) == 30
+    for place in places:
+        assert [photo["image_id"] for photo in place["photos"]] == sorted(
+            p["image_id"] for p in place["photos"]
+        )
+        assert place["lat"] == pytest.approx(sum(photo["lat"] for photo in place["photos"]) / 5)
+        for photo in place["photos"]:
+            image = by_id[photo["image_id"]]
+            assert photo["image"] == Path(image["source_uri"]).read_bytes()
+            assert hashlib.sha256(photo["image"]).hexdigest() == photo["sha256"] == image["sha256"]
+            assert (image["image"], image["width"], image["height"]) == (None, 32, 24)
+            assert image["place_id"] == place["place_id"]
+
+
+def test_evaluation_photos_carry_their_bytes(tmp_path: Path, write: Any, jpeg: Any) -> None:
+    write_town(write, jpeg, folder="images/test")
+    run(config_of(tmp_path, "test", photos_per_file=7), tmp_path / "out")
+    assert not (tmp_path / "out/places").exists()
+    images = rows_of(tmp_path / "out", "images")
+    assert all(image["image"] == Path(image["source_uri"]).read_bytes() for image in images)
+    files = sorted(
+        str(file.relative_to(tmp_path / "out/images"))
+        for file in (tmp_path / "out/images").rglob("*.parquet")
+    )
+    assert files == [f"town/test-database/0000{i}.parquet" for i in range(4)] + [
+        "town/test-query/00000.parquet"
+    ]
+
+
+def test_running_again_writes_the_same_bytes(tmp_path: Path, write: Any, jpeg: Any) -> None:
+    write_town(write, jpeg)
+    config = config_of(tmp_path)
+    run(config, tmp_path / "one")
+    run(config, tmp_path / "two")
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    before = digests(tmp_path / "one")
+    run(config, tmp_path / "one")
+    assert digests(tmp_path / "one") == before
+
+
+def test_a_rejected_photo_can_cost_its_place(tmp_path: Path, write: Any, jpeg: Any) -> None:
+    """Two places of 5: one loses a photo and stays, one loses two and is dropped; its photos are kept without
+    it.
+    """
+    write_town(write, jpeg, places=2)
+    photos = sorted((tmp_path / "images/train").rglob("*.jpg"), key=lambda file: file.name)
+    photos[0].write_bytes(photos[0].read_bytes()[:300])
+    photos[5].write_bytes(b"")
+    config = config_of(tmp_path)
+    (source,) = config.sources
+    parts = write_plan(plan_source(source, config), config, str(tmp_path / "out"))
+    photos[6].unlink()
+    (report,) = [write_part(part, str(tmp_path / "out"), config.photos) for part in parts]
+    assert report["counts"] == {
+        "kept": 7,
+        "rejected": {"decode_error": 2, "missing_file": 1},
+        "in_places": 4,
+        "places": 1,
+        "places_dropped_small": 1,
+    }
+    assert [place["num_photos"] for place in rows_of(tmp_path / "out", "places")] == [4]
+    assert sum(image["place_id"] is None for image in rows_of(tmp_path / "out", "images")) == 3
+    rejects = rows_of(tmp_path / "out", "rejects")
+    assert {row["source_uri"]: row["reason"] for row in rejects} == {
+        str(photos[0]): "decode_error", str(photos[5]): "decode_error", str(photos[6]): "missing_file"
+    }  # fmt: skip
+
+
+def test_a_part_is_finished_while_its_input_and_files_stay(tmp_path: Path, write: Any, jpeg: Any) -> None:
+    write_town(write, jpeg)
+    output, config = str(tmp_path / "out"), config_of(tmp_path)
+    (part,) = write_plan(plan_source(config.sources[0], config), config, output)
+    assert finished_report(output, part) is None
+    report = write_part(part, output, config.photos)
+    assert finished_report(output, part) == report
+    other = config_of(tmp_path, photos={"decode_check": "header"})
+    (changed,) = write_plan(plan_source(other.sources[0], other), other, output)
+    assert finished_report(output, changed) is None
+    file = tmp_path / "out/places" / report["files"]["places"][0]["path"]
+    file.write_bytes(file.read_bytes()[:-1])
+    assert finished_report(output, part) is None
+
+
+def test_large_domains_are_spread_over_files(tmp_path: Path, write: Any, jpeg: Any) -> None:
+    write_town(write, jpeg, places=9)
+    run(config_of(tmp_path, photos_per_file=15), tmp_path / "out")
+    domains = list_domains(str(tmp_path / "out/places"))
+    assert [Path(domain.file).name for domain in domains] == [f"17n-04.{i:04d}.parquet" for i in range(3)]
+    assert [len(domain.place_ids) for domain in domains] == [3, 3, 3]
+    assert {domain.name for domain in domains} == {"town/town/17n-04"}
+    assert len({place for domain in domains for place in domain.place_ids}) == 9
+
+
+def test_cities_of_any_name_stay_inside_the_output(tmp_path: Path, write: Any, jpeg: Any) -> None:
+    lines = ["path,lat,lon,town"]
+    for number, town in enumerate(["../../etc", "São Paulo/Sé", "..", "a b"]):
+        for photo in range(4):
+            write(f"{number}-{photo}.jpg", jpeg(number * 4 + photo))
+            lines.append(f"{number}-{photo}.jpg,55.7,13.2,{town}")
+    write("manifest.csv", "\n".join(lines))
+    columns = {"lat": "lat", "lon": "lon", "city": "town"}
+    source = {
+        "kind": "photo_table",
+        "name": "own",
+        "root": str(tmp_path),
+        "split": "train",
+        "columns": columns,
+    }
+    run(NormalizeConfig.model_validate({"sources": [source]}), tmp_path / "deep/down/out")
+    domains = list_domains(str(tmp_path / "deep/down/out/places"))
+    assert {domain.city for domain in domains} == {"../../etc", "São Paulo/Sé", "..", "a b"}
+    inside = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.parquet")]
+    assert all(path.startswith("deep/down/out/") for path in inside)
+    assert len(domains) == 4
+
+
+def test_reading_single_photos_of_places(tmp_path: Path, write: Any, jpeg: Any) -> None:
+    write_town(write, jpeg, places=11)
+    run(config_of(tmp_path), tmp_path / "out")
+    (domain,) = list_domains(str(tmp_path / "out/places"))
+    assert [place.num_photos for place in domain.places] == [5] * 11
+    assert domain.places[3].domain_file == domain.file
+    rows = storage.read_table(domain.file).to_pylist()
+    wanted = [(10, [4, 0]), (0, [1]), (5, [2, 2, 3]), (4, [])]
+    found = read_places(domain.file, [row for row, _ in wanted], [photos for _, photos in wanted])
+    assert found == [[rows[row]["photos"][photo]["image"] for photo in photos] for row, photos in wanted]
+    assert pq.ParquetFile(domain.file).num_row_groups == 3
+    assert len(places_fingerprint(str(tmp_path / "out/places"))) == 64
+
+
+def test_reading_what_is_no_places_folder(tmp_path: Path, write: Any, jpeg: Any) -> None:
+    with pytest.raises(StorageError, match=r"has no manifest.json: the step that writes it"):
+        list_domains(str(tmp_path))
+    write_town(write, jpeg, folder="images/test")
+    run(config_of(tmp_path, "test"), tmp_path / "out")
+    with pytest.raises(DataError, match="holds images/v1, expected places/v1"):
+        list_domains(str(tmp_path / "out/images"))
+
+
+def test_images_are_geoparquet(tmp_path: Path, write: Any, jpeg: Any) -> None:
+    write_town(write, jpeg, places=1, folder="images/test")
+    write("images/test/database/@0000000.00@0000025.00@.jpg", jpeg(99))
+    run(config_of(tmp_path, "test"), tmp_path / "out")
+    file = tmp_path / "out/images/town/test-database/00000.parquet"
+    geo = json.loads(pq.read_schema(file).metadata[b"geo"])
+    assert geo["version"] == "1.1.0"
+    assert geo["columns"][geo["primary_column"]] == {"encoding": "WKB", "geometry_types": ["Point"]}
+    for row in pq.read_table(file).to_pylist():
+        if row["lat"] is None:
+            assert row["geometry"] is None
+        else:
+            assert struct.unpack("<BIdd", row["geometry"]) == (1, 1, row["lon"], row["lat"])
+
+
+@pytest.mark.parametrize("check", ["full", "header", "none"])
+def test_what_each_decode_check_finds(jpeg: Any, check: str) -> None:
+    config = PhotoStorage(decode_check=check)
+    good, truncated = jpeg(1, (320, 240)), jpeg(1, (320, 240))[:-2000]
+    results = [check_photo(data, config) for data in (good, truncated, b"<html>", b"", jpeg(2, (12, 40)))]
+    kept = [isinstance(result, PhotoBytes) for result in results]
+    assert kept == {"full": [1, 0, 0, 0, 0], "header": [1, 1, 0, 0, 0], "none": [1, 1, 1, 1, 1]}[check]
+    reasons = [result.reason for result in results if isinstance(result, Rejection)]
+    assert Counter(reasons) == {
+        "full": {"decode_error": 3, "too_small": 1}, "header": {"decode_error": 2, "too_small": 1}, "none": {}
+    }[check]  # fmt: skip
+
+
+def test_photos_can_be_stored_smaller(jpeg: Any, tmp_path: Path) -> None:
+    config = PhotoStorage(max_side_px=64)
+    small = check_photo(jpeg(0, (320, 240)), config)
+    assert isinstance(small, PhotoBytes)
+    assert (small.width, small.height) == (64, 48)
+    (tmp_path / "small.jpg").write_bytes(small.data)
+    assert Image.open(tmp_path / "small.jpg").size == (64, 48)
+    assert small.sha256 == hashlib.sha256(small.data).hexdigest()
+    original = jpeg(0, (60, 40))
+    assert check_photo(original, config) == PhotoBytes(original, hashlib.sha256(original).hexdigest(), 60, 40)
+
+
+def test_too_many_faults_stop_with_one_sentence(tmp_path: Path) -> None:
+    counts = {
+        "read": 100,
+        "rejected": {"decode_error": 15, "missing_file": 6, "panorama": 40, "not_selected": 20},
+    }
+    with pytest.raises(
+        DataError, match=r"21 of 100 inputs are faulty \(decode_error 15, missing_file 6\), more than"
+    ):
+        check_share("set/train", counts, config_of(tmp_path), "rejects")
+    counts["rejected"]["missing_file"] = 5
+    check_share("set/train", counts, config_of(tmp_path), "rejects")
+
+
+def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
+    source = {"kind": "at_layout", "name": "town", "root": str(tmp_path)}
+    with pytest.raises(ValueError, match="two sources are called town/test"):
+        NormalizeConfig.model_validate({"sources": [source, source]})
+    NormalizeConfig.model_validate({"sources": [source, {**source, "split": "val"}]})
+    with pytest.raises(ValueError, match="String should match"):
+        NormalizeConfig.model_validate({"sources": [{**source, "name": "../up"}]})
