@@ -129,7 +129,7 @@ def calibrate(
     Returns:
         the calibration and one sentence about it; None with the reason when there are too few queries.
     """
-    fitting = _first_half(lat, lon, frame, config)
+    fitting = first_half(lat, lon, frame, config)
     count, held = int(fitting.sum()), int((~fitting).sum())
     if min(count, held) < config.min_queries:
         return None, (
@@ -237,7 +237,7 @@ def _reliability(stated: Floats, right: Bools, constant: float, bins: int) -> Re
     )
 
 
-def _first_half(lat: Floats, lon: Floats, frame: Floats, config: ConfidenceConfig) -> Bools:
+def first_half(lat: Floats, lon: Floats, frame: Floats, config: ConfidenceConfig) -> Bools:
     """(Q,) whether a query is in the fitting half: whole blocks of ground, in the order of a hash of their
     name, until they hold about half of the queries. The order of the queries plays no part."""
     north = np.floor(lat * METRES_PER_DEGREE / config.block_m)

@@ -1,0 +1,26 @@
+"""The configuration of jobs/localize.py."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from placeray.config import Config
+from placeray.localization import LocalizeConfig
+
+
+class LocalizeJob(Config):
+    """Photos in, positions out."""
+
+    photos: tuple[str, ...] = Field(min_length=1, description="photo files, or folders of them")
+    checkpoint: str = Field(
+        min_length=1, description="checkpoint folder (or published file) the map was made with"
+    )
+    map: str = Field(min_length=1, description="map folder that the index job wrote")
+    calibration: str | None = Field(
+        default=None, description="report folder of the evaluate job; null leaves confidence unknown"
+    )
+    max_photos: int | None = Field(
+        default=None, ge=1, description="at most so many, evenly spread; null takes all"
+    )
+    localize: LocalizeConfig = Field(default=LocalizeConfig(), description="how photos are searched")
+    format: Literal["table", "json"] = Field(default="table", description="what is printed")
