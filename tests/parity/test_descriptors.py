@@ -30,7 +30,7 @@ CASES = [
     ("base_rerank", "up200x300"),
     pytest.param("base_rerank", "up200x300@noaa", marks=slow),
     ("base_boq", "t112"),
-    ("base_boq", "down480x640"),
+    pytest.param("base_boq", "down480x640", marks=slow),
     pytest.param("base_boq", "t224", marks=slow),
     pytest.param("base_boq", "t322", marks=slow),
     pytest.param("base_boq", "down480x640@noaa", marks=slow),

@@ -17,7 +17,7 @@ KEY_LISTS = sorted((Path(__file__).parent / "fixtures").glob("keys_*.json"))
 
 
 def different_constants(file: Path) -> dict[str, Tensor]:
-    """A state dict of the listed names and shapes; each tensor is one number stretched, which costs no memory."""
+    """A state dict of the listed names and shapes; each tensor is one number stretched, which is free."""
     weights = {}
     for number, (name, shape) in enumerate(json.loads(file.read_text()).items()):
         kind = torch.int64 if name.endswith("num_batches_tracked") else torch.float32

@@ -196,8 +196,8 @@ def build_backbone(config: BackboneConfig) -> Backbone:
 def draw_weights(expected: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
     """Random weights, shaped like those given, under which a frozen ViT gives useful random features.
 
-    Every block moves its tokens: gains are 1 / sqrt(fan in) and layer scale is 1, where timm's own start (0.02 and
-    1e-5) leaves the tokens almost as they came in. Source: none, this serves the demo and the tests only.
+    Every block moves its tokens: gains are 1 / sqrt(fan in) and layer scale is 1, where timm's own start (0.02
+    and 1e-5) leaves the tokens almost as they came in. Source: none; this serves the demo and the tests.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -13,6 +13,7 @@ from placeray import storage
 from placeray.contracts import validate_document
 from placeray.errors import CheckpointError, StorageError
 from placeray.model.backbone import Backbone
+from placeray.model.preprocess import REFERENCE, PreprocessConfig
 from placeray.model.published import published_name, recognise
 from placeray.model.selavpr import ModelConfig, SelaVPR
 from placeray.model.weights import DATA_PARALLEL_PREFIX, check_weights, read_weights, weights_id
@@ -30,6 +31,11 @@ class LoadedModel:
     config: ModelConfig
     card: Mapping[str, Any] | None  # None for a published file, which has none
     model_id: str  # SHA-256 of the weights
+
+    @property
+    def preprocess(self) -> PreprocessConfig:
+        """How the model wants its photos: as the card says, else as the published evaluation does it."""
+        return PreprocessConfig.from_id(self.card["preprocessing"]) if self.card else REFERENCE
 
 
 def save_checkpoint(folder: str, model: SelaVPR, card: Mapping[str, Any]) -> str:

@@ -1,6 +1,8 @@
-"""From a batch of inputs to descriptors as numpy arrays: what embedding, validation and queries all call."""
+"""From inputs to descriptors as numpy arrays: what embedding, validation and queries all call."""
 
-from typing import NamedTuple
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -8,8 +10,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from placeray import storage
 from placeray.config import Config
-from placeray.model.precision import Precision, autocast
+from placeray.errors import DataError
+from placeray.model.precision import Precision, autocast, compiled
 from placeray.model.selavpr import SelaVPR
 from placeray.model.sign import pack_bits
 
@@ -30,6 +34,19 @@ class Described(NamedTuple):
     float: NDArray[np.float32] | None  # (N, D) unit length
     codes: NDArray[np.uint8] | None  # (N, bits / 8) packed, component 0 is the highest bit of byte 0
 
+    def summary(self) -> str:
+        """`2048 floats and 512 bits each`"""
+        parts = [] if self.float is None else [f"{self.float.shape[1]} floats"]
+        parts += [] if self.codes is None else [f"{8 * self.codes.shape[1]} bits"]
+        return f"{' and '.join(parts)} each"
+
+
+class Inputs(Protocol):
+    """Anything that gives (B, 3, H, W) batches."""
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """Float32 batches of at most `batch_size`, normalised."""
+
 
 @torch.inference_mode()
 def describe(model: SelaVPR, batch: Tensor | NDArray[np.float32], precision: Precision = "fp32") -> Described:
@@ -49,3 +66,39 @@ def describe(model: SelaVPR, batch: Tensor | NDArray[np.float32], precision: Pre
         model.train(was_training)
     floats = None if found.float is None else found.float.float().cpu().numpy()
     return Described(floats, None if found.code is None else pack_bits(found.code))
+
+
+def describe_inputs(
+    model: SelaVPR,
+    inputs: Inputs,
+    config: EmbedConfig,
+    progress: Callable[[int], None] = lambda described: None,
+) -> Described:
+    """Describe everything that `inputs` gives; `progress` hears the number of rows described so far.
+
+    Raises:
+        DataError: it gives nothing.
+    """
+    model = compiled(model, config.compile)
+    parts: list[Described] = []
+    rows = 0
+    for batch in inputs.batches(config.batch_size):
+        parts.append(describe(model, batch, config.precision))
+        rows += len(batch)
+        progress(rows)
+    if not parts:
+        raise DataError("none of the inputs could be described")
+    return Described(_stack(part.float for part in parts), _stack(part.codes for part in parts))
+
+
+def save_described(uri: str, described: Described, names: Sequence[str]) -> None:
+    """Write an `.npz` of `float` (N, D), `codes` (N, bits / 8) and `inputs` (N,); absent arrays are left out."""
+    arrays: dict[str, Any] = {"inputs": np.array(names), "float": described.float, "codes": described.codes}
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: array for name, array in arrays.items() if array is not None})
+    storage.write_bytes(uri, buffer.getvalue())
+
+
+def _stack(parts: Iterable[np.ndarray | None]) -> np.ndarray | None:
+    present = [part for part in parts if part is not None]
+    return np.concatenate(present) if present else None

@@ -1,9 +1,11 @@
 """Number formats and compilation, by configuration."""
 
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Literal, cast
 
 import torch
+
+from placeray.model.selavpr import SelaVPR
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -17,3 +19,11 @@ def autocast(precision: Precision, device: torch.device | str) -> AbstractContex
     """
     kind = torch.device(device).type
     return torch.autocast(kind, dtype=DTYPES[precision], enabled=precision != "fp32")
+
+
+def compiled(model: SelaVPR, wanted: bool) -> SelaVPR:
+    """The same model, with the same weights, through torch.compile where wanted.
+
+    The first batch of each shape then takes a minute.
+    """
+    return cast(SelaVPR, torch.compile(model)) if wanted else model

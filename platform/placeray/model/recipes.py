@@ -2,8 +2,8 @@
 
 Differences from the reference, on purpose: the hash recipe neither computes the float branch nor lets it
 drift. The reference runs the frozen float branch in training mode: it costs 7 % of a step and moves its batch
-norm statistics, so the float descriptors of its stage-2 model are not those of stage 1. `reference=True` brings
-both back.
+norm statistics, so the float descriptors of its stage-2 model are not those of stage 1. `reference=True`
+brings both back.
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,47 @@
+"""Say what a checkpoint holds; with `output`, write it in another form.
+
+python jobs/convert.py --set checkpoint=SelaVPRplusplus.pth
+python jobs/convert.py --set checkpoint=SelaVPRplusplus.pth --set output=checkpoints/published
+python jobs/convert.py --set checkpoint=runs/toy/checkpoints/hash --set output=mine.pth --set form=published
+"""
+
+from datetime import UTC, datetime
+
+from placeray.config import parse_job, run_main
+from placeray.jobspecs.convert import ConvertJob
+from placeray.model.checkpoint import (
+    LoadedModel,
+    export_weights,
+    load_checkpoint,
+    save_checkpoint,
+    write_weights,
+)
+from placeray.model.inspect import inspect
+
+
+def main() -> None:
+    job = parse_job(ConvertJob, __doc__)
+    loaded = load_checkpoint(job.checkpoint)
+    print("\n".join(inspect(loaded)))
+    if job.output is None:
+        return
+    if job.form == "folder":
+        save_checkpoint(job.output, loaded.model, card_for(loaded, job))
+    else:
+        write_weights(job.output, export_weights(loaded.model), data_parallel=job.form == "hub")
+    print(f"convert: read {job.checkpoint}, wrote {job.output} ({job.form}; model {loaded.model_id[:12]})")
+
+
+def card_for(loaded: LoadedModel, job: ConvertJob) -> dict[str, object]:
+    """The checkpoint's own card, or that of a model whose training is not known."""
+    unknown = {
+        "recipe": None,
+        "data_fingerprint": None,
+        "metrics": {},
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return {**(loaded.card or unknown), "preprocessing": (job.preprocess or loaded.preprocess).id}
+
+
+if __name__ == "__main__":
+    run_main(main)
