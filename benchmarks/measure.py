@@ -32,7 +32,9 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def finish(benchmark: str, ratios: Mapping[str, float], targets: Mapping[str, str], **figures: object) -> None:
+def finish(
+    benchmark: str, ratios: Mapping[str, float], targets: Mapping[str, str], **figures: object
+) -> None:
     """Print the one JSON object that ends a benchmark. `targets` hold a comparison and a number, such as '>= 2.2'."""
     missed = [name for name, target in targets.items() if name in ratios and not _holds(ratios[name], target)]
     say(f"{benchmark}: " + (f"missed {', '.join(missed)}" if missed else "all targets met"))

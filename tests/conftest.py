@@ -50,5 +50,7 @@ def real_data() -> Path:
     """The folder of real photo sets; the test is skipped where it is absent."""
     folder = Path(os.environ.get("PLACERAY_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"no real photos at {folder}; set PLACERAY_REAL_DATA to the folder that holds gardens_point/")
+        pytest.skip(
+            f"no real photos at {folder}; set PLACERAY_REAL_DATA to the folder that holds gardens_point/"
+        )
     return folder

@@ -39,13 +39,17 @@ def test_import_contracts_hold_and_catch_a_trespass(repository: Path, tmp_path: 
     linter = Path(sys.executable).with_name("lint-imports")
     if not linter.exists():
         pytest.skip("import-linter is a development tool and not installed here")
-    shutil.copytree(repository / "platform", tmp_path / "platform", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        repository / "platform", tmp_path / "platform", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copy(repository / "pyproject.toml", tmp_path)
     command = [str(linter), "--no-cache"]
     environment = {"PYTHONPATH": str(tmp_path / "platform"), "PATH": "/usr/bin:/bin"}
 
     def lint() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
 
     clean = lint()
     assert clean.returncode == 0, clean.stdout

@@ -31,12 +31,18 @@ def test_an_unknown_key_is_refused(cluster: dict[str, Any]) -> None:
 
 def test_limits_that_ray_does_not_check(cluster: dict[str, Any]) -> None:
     assert cluster["provider"]["region"]
-    workers = {name: kind for name, kind in cluster["available_node_types"].items() if name != cluster["head_node_type"]}
+    workers = {
+        name: kind
+        for name, kind in cluster["available_node_types"].items()
+        if name != cluster["head_node_type"]
+    }
     for kind in workers.values():
         assert 0 <= kind["min_workers"] <= kind["max_workers"]
     assert sum(kind["max_workers"] for kind in workers.values()) <= cluster["max_workers"]
 
 
 def test_image_and_package_agree_on_ray(cluster: dict[str, Any], repository: Path) -> None:
-    pinned = [line for line in (repository / "constraints.txt").read_text().splitlines() if line.startswith("ray==")]
+    pinned = [
+        line for line in (repository / "constraints.txt").read_text().splitlines() if line.startswith("ray==")
+    ]
     assert pinned[0].removeprefix("ray==") in cluster["docker"]["image"]

@@ -70,7 +70,8 @@ def test_a_listing_sees_what_another_client_wrote(bucket: str) -> None:
     storage.write_text(f"{root}/a", "1")
     assert storage.list_files(root) == [f"{root}/a"]
     urllib.request.urlopen(
-        urllib.request.Request(f"{os.environ['AWS_ENDPOINT_URL']}/placeray/seen/b", data=b"2", method="PUT"), timeout=10
+        urllib.request.Request(f"{os.environ['AWS_ENDPOINT_URL']}/placeray/seen/b", data=b"2", method="PUT"),
+        timeout=10,
     )
     assert storage.list_files(root) == [f"{root}/a", f"{root}/b"]
 

@@ -58,7 +58,9 @@ def test_wrong_type_is_named() -> None:
 
 def test_null_in_a_required_column_is_named() -> None:
     schema = pa.schema([field.with_nullable(True) for field in table_schema("rejects/v1")])
-    row = pa.Table.from_pylist([{"image_id": None, "dataset": "d", "source_uri": "u", "reason": "r", "detail": ""}], schema)
+    row = pa.Table.from_pylist(
+        [{"image_id": None, "dataset": "d", "source_uri": "u", "reason": "r", "detail": ""}], schema
+    )
     with pytest.raises(ContractError, match="image_id has 1 nulls"):
         validate_table(row, "rejects/v1")
 
@@ -77,7 +79,9 @@ def test_document_error_names_the_path() -> None:
     good = table_manifest("images/v1", [{"path": "a", "rows": 1, "bytes": 2, "sha256": "0" * 64}], made_by={})
     assert good["rows"] == 1
     with pytest.raises(ContractError, match=r"files\.0\.sha256"):
-        validate_document(good | {"files": [{"path": "a", "rows": 1, "bytes": 2, "sha256": "x"}]}, "table_manifest/v1")
+        validate_document(
+            good | {"files": [{"path": "a", "rows": 1, "bytes": 2, "sha256": "x"}]}, "table_manifest/v1"
+        )
 
 
 def test_fingerprint_depends_on_content_and_not_on_order() -> None:
