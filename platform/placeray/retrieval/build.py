@@ -71,11 +71,15 @@ def finished_shard(part: Mapping[str, Any], root: str) -> dict[str, Any] | None:
         shard = storage.read_json(str(folder / SHARD_FILE))
     except StorageError:
         return None
-    whole = all(
+    return shard if shard["key"] == part["key"] and is_whole(folder, shard) else None
+
+
+def is_whole(folder: Path, shard: Mapping[str, Any]) -> bool:
+    """Whether all files of a shard are there with the sizes that its shard.json says."""
+    return all(
         (folder / name).is_file() and (folder / name).stat().st_size == file["bytes"]
         for name, file in shard["files"].items()
     )
-    return shard if shard["key"] == part["key"] and whole else None
 
 
 def shard_folder(root: str, name: str) -> Path:

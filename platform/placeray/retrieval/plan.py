@@ -52,6 +52,34 @@ def plan_map(descriptors: str, config: IndexConfig) -> Plan:
         MapError: a photo appears twice, or the code length cannot be searched.
     """
     manifest = storage.read_manifest(descriptors)
+    settings = _settings(manifest, config, descriptors)
+    properties = manifest["properties"]
+    return {
+        "build_key": _build_key(manifest, config, settings),
+        "model": settings["model"],
+        "config": config.model_dump(),
+        "cell_level": LEVEL,
+        "source": {
+            "descriptors_fingerprint": manifest["fingerprint"],
+            "images_fingerprint": properties.get("images_fingerprint"),
+            "positive_rule": properties.get("positive_rule"),
+        },
+        "shards": _plan_shards(descriptors, manifest["files"], settings, config.rows_per_shard),
+    }
+
+
+def build_key_of(descriptors: str, config: IndexConfig) -> str:
+    """The build_key that `plan_map` gives, without reading a row."""
+    manifest = storage.read_manifest(descriptors)
+    return _build_key(manifest, config, _settings(manifest, config, descriptors))
+
+
+def _build_key(manifest: dict[str, Any], config: IndexConfig, settings: dict[str, Any]) -> str:
+    return fingerprint([settings, config.model_dump(), manifest["fingerprint"], manifest["properties"]])
+
+
+def _settings(manifest: dict[str, Any], config: IndexConfig, descriptors: str) -> dict[str, Any]:
+    """What decides the bytes of a shard besides its rows."""
     properties = manifest["properties"]
     model = {key: properties[key] for key in ("model_id", "preprocessing", "code_bits", "descriptor_dim")}
     if model["code_bits"]:
@@ -61,24 +89,12 @@ def plan_map(descriptors: str, config: IndexConfig) -> Plan:
             f"{storage.resolve(descriptors)} holds neither codes nor float descriptors: nothing to index"
         )
     check_num_rows(manifest["rows"])
-    settings = {
+    return {
         "format_version": FORMAT_VERSION,
         "model": model,
         "cell_level": LEVEL,
         "descriptor_type": config.descriptor_type,
         "row_bytes": padded_row_bytes(model["descriptor_dim"], config.descriptor_type),
-    }
-    return {
-        "build_key": fingerprint([settings, config.model_dump(), manifest["fingerprint"], properties]),
-        "model": model,
-        "config": config.model_dump(),
-        "cell_level": LEVEL,
-        "source": {
-            "descriptors_fingerprint": manifest["fingerprint"],
-            "images_fingerprint": properties.get("images_fingerprint"),
-            "positive_rule": properties.get("positive_rule"),
-        },
-        "shards": _plan_shards(descriptors, manifest["files"], settings, config.rows_per_shard),
     }
 
 

@@ -1,0 +1,29 @@
+"""Describe the photos of a normalized data set with a trained model.
+
+    python jobs/embed.py --config jobs/configs/embed/toy_database.yaml
+
+Writes parquet files of descriptors, and rejects/ for photos that cannot be decoded. The same command continues
+an interrupted run, and does nothing when the output is complete.
+"""
+
+from placeray.cluster.embedding import Workers, embed
+from placeray.config import parse_job, run_main
+from placeray.jobspecs.embed import EmbedJob
+
+
+def main() -> None:
+    job = parse_job(EmbedJob, __doc__)
+    report = embed(
+        job.embed,
+        job.normalized,
+        job.checkpoint,
+        job.output,
+        select=job.select,
+        preprocess=job.preprocess,
+        workers=Workers(job.num_workers, job.cpus_per_worker, job.gpus_per_worker, job.decode_threads),
+    )
+    print(report.line())
+
+
+if __name__ == "__main__":
+    run_main(main)

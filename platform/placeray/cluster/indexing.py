@@ -1,0 +1,97 @@
+"""Descriptors in, a map out: the index job on Ray, one part per shard.
+
+Shards are named by their content, so a part that an earlier run finished is recognised, an interrupted build goes
+on, and a new version of a map shares what has not changed. The manifest follows the last shard, CURRENT the
+manifest.
+"""
+
+import time
+from typing import NamedTuple
+
+from placeray import storage
+from placeray.cluster.parts import Part, Report, run_parts
+from placeray.retrieval.build import build_shard, finished_shard, is_whole, shard_folder
+from placeray.retrieval.manifest import (
+    Manifest,
+    compose,
+    find_build,
+    make_current,
+    publish,
+    read_map_manifest,
+)
+from placeray.retrieval.plan import IndexConfig, build_key_of, plan_map
+
+
+class IndexReport(NamedTuple):
+    """What a run did. `already_finished`: the map was there."""
+
+    output: str
+    manifest: Manifest
+    shards_built: int
+    seconds: float
+    already_finished: bool
+
+    def line(self) -> str:
+        """The line a person checks."""
+        counts, version = self.manifest["counts"], self.manifest["version"]
+        photos = f"read {counts['rows']}, kept {counts['rows']}, rejected 0"
+        if self.already_finished:
+            return f"index: already finished, nothing to do: {photos}; {self.output} is at {version}"
+        return (
+            f"index: {photos}; wrote {self.shards_built} of {counts['shards']} shards, {version} of "
+            f"{self.output} has {counts['bytes'] / 1e6:.1f} MB, in {self.seconds:.1f} s"
+        )
+
+
+class ShardWriter:
+    """The worker of this job: one planned shard in, its files on disk, its shard.json out."""
+
+    def __init__(self, descriptors: str, output: str) -> None:
+        self._descriptors, self._output = descriptors, output
+
+    def __call__(self, part: Part) -> Report:
+        return build_shard(part, self._descriptors, self._output)
+
+
+def build_index(
+    config: IndexConfig, descriptors: str, output: str, *, num_workers: int = 2, num_cpus: float = 1.0
+) -> IndexReport:
+    """Build the map of a finished descriptors folder, or a new version of it.
+
+    Nothing is done when a version was built from the same descriptors with the same settings and all its files are
+    there; it becomes the current one if it is not. Missing files are made again.
+
+    Raises:
+        StorageError: the descriptors are not finished, or `output` is in an object store.
+        MapError: the descriptors cannot be indexed; the sentence says why.
+    """
+    start = time.monotonic()
+    descriptors, output = storage.resolve(descriptors), str(storage.local_path(output))
+    version = find_build(output, build_key_of(descriptors, config))
+    existing = None if version is None else read_map_manifest(output, version)
+    if existing is not None and _is_whole(output, existing):
+        make_current(output, existing["version"])
+        return IndexReport(output, existing, 0, time.monotonic() - start, already_finished=True)
+    plan = plan_map(descriptors, config)
+    finished = {part["name"]: finished_shard(part, output) for part in plan["shards"]}
+    shards = run_parts(
+        plan["shards"],
+        ShardWriter,
+        {"descriptors": descriptors, "output": output},
+        describe="index",
+        num_workers=num_workers,
+        num_cpus=num_cpus,
+        done=lambda part: finished[part["name"]],
+        unit="photos",
+    )
+    manifest = existing or publish(output, compose(plan, shards))
+    make_current(output, manifest["version"])
+    built = sum(shard is None for shard in finished.values())
+    return IndexReport(output, manifest, built, time.monotonic() - start, already_finished=False)
+
+
+def _is_whole(output: str, manifest: Manifest) -> bool:
+    return all(
+        is_whole(shard_folder(output, entry["shard"]["shard_id"]), entry["shard"])
+        for entry in manifest["shards"]
+    )

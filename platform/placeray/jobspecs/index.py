@@ -1,0 +1,19 @@
+"""The configuration of jobs/index.py."""
+
+from pydantic import Field
+
+from placeray.config import Config
+from placeray.retrieval.plan import IndexConfig
+
+
+class IndexJob(Config):
+    """Descriptors in, a map to search out."""
+
+    descriptors: str = Field(min_length=1, description="folder that embed wrote")
+    output: str = Field(
+        min_length=1,
+        description="folder of the map, on a local disk; other descriptors make a new version of it",
+    )
+    index: IndexConfig = Field(default=IndexConfig(), description="how the map is cut and stored")
+    num_workers: int = Field(default=2, ge=1, description="Ray actors; each writes one shard at a time")
+    cpus_per_worker: float = Field(default=1.0, gt=0, description="Ray CPUs of one of them")
