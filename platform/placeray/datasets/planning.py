@@ -217,18 +217,17 @@ def _runs(column: pa.ChunkedArray) -> list[tuple[str, int, int]]:
 def _file_of_photos(place_ids: pa.ChunkedArray, photos_per_file: int) -> npt.NDArray[np.int64]:
     """Number of the file of each photo of a domain; photos of one place stay together.
 
-    Places are spread by a hash of their id, so that each file of a large domain is a sample of the whole
-    city.
+    Places are spread evenly, by a hash of their id: each file of a large domain is a sample of the whole city.
     """
     runs = _runs(place_ids)
     sizes = np.array([count for _, _, count in runs], dtype=np.int64)
-    if sizes.sum() <= photos_per_file:
-        return np.zeros(int(sizes.sum()), dtype=np.int64)
+    total = int(sizes.sum())
+    num_files = -(-total // photos_per_file)
     digests = [hashlib.sha256(name.encode()).digest() for name, _, _ in runs]
     order = np.array(sorted(range(len(runs)), key=digests.__getitem__), dtype=np.int64)
     before = np.empty(len(runs), dtype=np.int64)
     before[order] = np.cumsum(sizes[order]) - sizes[order]
-    return np.repeat(before // photos_per_file, sizes)
+    return np.repeat(before * num_files // total, sizes)
 
 
 def _file_name(domain: str) -> str:

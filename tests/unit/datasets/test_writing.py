@@ -157,8 +157,9 @@ def test_a_part_is_finished_while_its_input_and_files_stay(tmp_path: Path, write
 
 
 def test_large_domains_are_spread_over_files(tmp_path: Path, write: Any, jpeg: Any) -> None:
+    """45 photos in files of at most about 20 are three files of 15, not two full ones and a rest."""
     write_town(write, jpeg, places=9)
-    run(config_of(tmp_path, photos_per_file=15), tmp_path / "out")
+    run(config_of(tmp_path, photos_per_file=20), tmp_path / "out")
     domains = list_domains(str(tmp_path / "out/places"))
     assert [Path(domain.file).name for domain in domains] == [f"17n-04.{i:04d}.parquet" for i in range(3)]
     assert [len(domain.place_ids) for domain in domains] == [3, 3, 3]
