@@ -155,21 +155,18 @@ class Backbone(nn.Module):
         return self.vit.norm(tokens)
 
     def _embed(self, images: Tensor) -> Tensor:
-        vit = self.vit
+        vit, grid = self.vit, self.grid(images)
         patches = vit.patch_embed(images).flatten(1, 2)  # timm gives (B, rows, columns, C)
         in_positions = 0 if vit.no_embed_class else self.num_prefix_tokens
-        stored_grid = vit.patch_embed.grid_size
-        positions = self._positions.get(
-            vit.pos_embed[:, in_positions:], stored_grid, self.grid(images), self.resampling
-        )
+        stored = vit.pos_embed[:, in_positions:]
+        patches = patches + self._positions.get(stored, vit.patch_embed.grid_size, grid, self.resampling)
         prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
         if not prefix:
-            return vit.norm_pre(patches + positions)
+            return vit.norm_pre(patches)
         start = torch.cat(prefix, dim=1)
         if in_positions:
             start = start + vit.pos_embed[:, :in_positions]
-        start = start.expand(len(images), -1, -1)
-        return vit.norm_pre(torch.cat([start, patches + positions], dim=1))
+        return vit.norm_pre(torch.cat([start.expand(len(images), -1, -1), patches], dim=1))
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:
@@ -223,10 +220,16 @@ def _create_vit(config: BackboneConfig, pretrained: bool = False) -> VisionTrans
     wanted = {key: getattr(config, key) or preset.get(key) for key in ("embed_dim", "depth", "num_heads")}
     wanted["img_size"] = config.position_px or preset.get("position_px")
     sizes = {key: value for key, value in wanted.items() if value is not None}
-    vit = timm.create_model(name, num_classes=0, dynamic_img_size=True, pretrained=pretrained, **sizes)
+    try:
+        vit = timm.create_model(name, num_classes=0, dynamic_img_size=True, pretrained=pretrained, **sizes)
+    except TypeError as error:
+        raise ConfigError(
+            f"{name} cannot be a backbone, placeray needs a VisionTransformer: {error}"
+        ) from None
     if not isinstance(vit, VisionTransformer) or vit.pos_embed is None:
         raise ConfigError(
-            f"{name} is a {type(vit).__name__}: placeray needs a ViT with learned absolute positions"
+            f"{name} cannot be a backbone, placeray needs a VisionTransformer with learned absolute positions; "
+            f"it is a {type(vit).__name__}"
         )
     return vit
 
