@@ -37,7 +37,7 @@ def main() -> None:
         print("\n".join(line for item in located for line in lines_of(item)))
         print(f"confidence: {note}")
     print(
-        f"localize: read {len(found)} photos, localized {len(located)} on a map of {size} in "
+        f"localize: found {len(found)} photos, localized {len(located)} on a map of {size} in "
         f"{time.monotonic() - started:.1f} s",
         file=sys.stderr if job.format == "json" else sys.stdout,
     )
@@ -49,7 +49,10 @@ def lines_of(item: Located) -> list[str]:
     where = "the map has no positions"
     if item.position is not None:
         spot = item.position
-        where = f"{spot.lat:.6f}, {spot.lon:.6f} (+- {spot.spread_m:.0f} m, {spot.matches} matches agree)"
+        agree = (
+            "one match" if spot.spread_m is None else f"{spot.matches} matches within {spot.spread_m:.0f} m"
+        )
+        where = f"{spot.lat:.6f}, {spot.lon:.6f} (from {agree})"
     lines = [item.photo, f"  position {where}   confidence {sure}"]
     lines.append(f"  {'':>4} {'similarity':>10} {'bits':>5} {'lat':>11} {'lon':>12} {'frame':>7}  photo")
     for rank, match in enumerate(item.matches, start=1):

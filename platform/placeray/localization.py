@@ -95,7 +95,7 @@ class Position:
 
     lat: float
     lon: float
-    spread_m: float  # weighted mean distance of those matches from the position
+    spread_m: float | None  # weighted mean distance of those matches from it; None for a single match
     matches: int  # how many took part
 
 
@@ -192,7 +192,9 @@ def estimate_position(
     middle_lat = float(lat[0] + weight @ (lat[near] - lat[0]))
     middle_lon = float((lon[0] + weight @ turn + 180.0) % 360.0 - 180.0)
     spread = float(weight @ distance_m(middle_lat, middle_lon, lat[near], lon[near]))
-    return Position(middle_lat, middle_lon, spread, int(near.sum()))
+    # One match cannot disagree with itself: its spread of 0 m would read like certainty.
+    count = int(near.sum())
+    return Position(middle_lat, middle_lon, spread if count > 1 else None, count)
 
 
 def _locate(

@@ -129,8 +129,8 @@ def test_frames_are_green_and_red_and_every_photo_shows(opened: Any) -> None:
         caption.text.splitlines()
         for caption in opened.find_elements("css selector", ".card:first-child .row figcaption")
     ]
-    assert captions[0] == ["✓ 5 m", "0.90"]
-    assert captions[3] == ["✗ 812 m", "0.60"]
+    assert captions[0] == ["✓ 5 m", "0.900"]
+    assert captions[3] == ["✗ 812 m", "0.600"]
     assert len(opened.find_elements("css selector", ".missing")) == 2
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 340.0, 236.0
-LEFT, RIGHT, TOP, BOTTOM = 44.0, 14.0, 12.0, 38.0
+LEFT, RIGHT, TOP, BOTTOM = 44.0, 22.0, 12.0, 38.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ def line_chart(words: str, lines: Sequence[Line], x_axis: Axis, y_axis: Axis) ->
             body.append(f'<polyline class="line {line.style}" points="{path}"/>')
         if line.dots or len(points) == 1:
             body.extend(f'<circle class="dot {line.style}" cx="{x}" cy="{y}" r="3.2"/>' for x, y in points)
-    body.append(_legend([line for line in lines if line.label]))
+    named = [line for line in lines if line.label]
+    ends = [y_axis.place(line.y[-1]) for line in named]
+    body.append(_legend(named, top=sum(ends) < 0.5 * len(ends)))
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{html.escape(words)}">'
         f"{''.join(body)}</svg>"
@@ -107,11 +109,11 @@ def _grid(x_axis: Axis, y_axis: Axis) -> str:
     return "".join(parts)
 
 
-def _legend(lines: Sequence[Line]) -> str:
-    """Bottom right, where a rising curve leaves room."""
+def _legend(lines: Sequence[Line], top: bool) -> str:
+    """Bottom right, where rising lines leave room; top right for falling ones."""
     parts = []
-    for i, line in enumerate(reversed(lines)):
-        y = HEIGHT - BOTTOM - 12 - 16 * i
+    for i, line in enumerate(lines):
+        y = TOP + 12 + 16 * i if top else HEIGHT - BOTTOM - 12 - 16 * (len(lines) - 1 - i)
         x = WIDTH - RIGHT - 8
         parts.append(
             f'<text class="legend" x="{x - 28}" y="{y + 3.5}" text-anchor="end">'

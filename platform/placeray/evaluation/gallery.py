@@ -50,10 +50,11 @@ class System:
 def choose_queries(systems: Sequence[System], config: GalleryConfig) -> list[int]:
     """Query numbers to show: mended by the last system first, then right anyway, then still wrong."""
     last, first = systems[-1].ranking.right[:, 0], systems[0].ranking.right[:, 0]
-    wrong = _spread(np.flatnonzero(~last), min(config.failures, config.examples))
-    left = config.examples - len(wrong)
-    mended = np.flatnonzero(last & ~first) if len(systems) > 1 else np.empty(0, np.int64)
-    both = np.flatnonzero(last & first)
+    wanted = min(config.examples, len(last))
+    # More failures than planned are shown when there are too few successes to fill the page.
+    wrong = _spread(np.flatnonzero(~last), max(min(config.failures, wanted), wanted - int(last.sum())))
+    left = wanted - len(wrong)
+    mended, both = np.flatnonzero(last & ~first), np.flatnonzero(last & first)
     shown = _spread(mended, max(left - min(len(both), left // 3), 0))
     shown += _spread(both, left - len(shown))
     return [*shown, *wrong]

@@ -59,7 +59,7 @@ def _answer(rank: int, label: str, answer: Answer) -> str:
     return (
         f'<figure class="photo {kind}" title="{html.escape(f"{answer.image_id}: {details}")}">'
         f"{_picture(answer.image, alt)}<figcaption><b>{'✓' if answer.right else '✗'}</b> {far} "
-        f'<span class="similarity">{answer.similarity:.2f}</span></figcaption></figure>'
+        f'<span class="similarity">{answer.similarity:.3f}</span></figcaption></figure>'
     )
 
 

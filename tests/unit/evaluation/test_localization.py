@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -19,7 +20,15 @@ def test_position_is_the_weighted_mean_of_agreeing_matches():
     assert spot.matches == 3  # one is 111 km off, one has no position
     assert spot.lat == pytest.approx(37.0002 / 3 + 37.0 * 2 / 3, abs=1e-9)
     assert spot.lon == pytest.approx(-122.0002 / 3 - 122.0 * 2 / 3, abs=1e-9)
-    assert 5 < spot.spread_m < 25
+    slow = [haversine(spot.lat, spot.lon, lat[i], lon[i]) for i in range(3)]
+    assert spot.spread_m == pytest.approx(sum(slow) / 3, rel=1e-6)
+
+
+def haversine(lat1, lon1, lat2, lon2) -> float:
+    one, two = math.radians(lat1), math.radians(lat2)
+    half = math.sin((two - one) / 2) ** 2
+    half += math.cos(one) * math.cos(two) * math.sin(math.radians(lon2 - lon1) / 2) ** 2
+    return 2 * 6_371_008.8 * math.asin(math.sqrt(half))
 
 
 def test_less_similar_matches_weigh_less_and_the_date_line_does_not_break_the_mean():
@@ -74,7 +83,7 @@ def test_a_photo_of_the_map_is_found_at_its_place(small_model, make_photo, photo
         assert best.similarity == pytest.approx(1.0, abs=0.01)  # the map holds int8 of the same descriptor
         assert best.distance == 0
         assert item.position is not None
-        assert item.position.matches == 1  # photos are 300 m apart
+        assert (item.position.matches, item.position.spread_m) == (1, None)  # photos are 300 m apart
         assert (item.confidence, best.confidence) == (None, None)  # nobody calibrated this map
         assert len(item.matches) == 5
     json.dumps([dataclasses.asdict(item) for item in found], allow_nan=False)
