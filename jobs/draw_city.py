@@ -15,15 +15,14 @@ def main() -> None:
     job = parse_job(DrawCityJob, __doc__)
     with photo_progress("drawing the toy city") as progress:
         report = draw_city(job.city, job.output, progress, num_workers=job.num_workers)
+    layouts = ", ".join(report.layouts)
     if report.already_finished:
-        print(
-            f"draw_city: already finished: {report.photos} photos in {', '.join(report.layouts)} at {report.root}"
-        )
+        print(f"draw_city: already finished: {report.photos} photos in {layouts} at {report.root}")
     else:
         rate = report.photos / max(report.seconds, 1e-9)
         print(
-            f"draw_city: drew {report.photos} photos ({report.faults} planted faults) in {', '.join(report.layouts)}, "
-            f"wrote {report.root}, {report.seconds:.1f} seconds, {rate:.0f} photos/s"
+            f"draw_city: drew {report.photos} photos ({report.faults} planted faults) in {layouts}; "
+            f"wrote {report.root} in {report.seconds:.1f} seconds, {rate:.0f} photos/s"
         )
 
 

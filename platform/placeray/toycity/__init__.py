@@ -1,1 +1,1 @@
-"""A small city, drawn in the raw layouts of the real data sets: input of the demo, the tests and the benchmarks."""
+"""A small city in the raw layouts of the real data sets: input of demo, tests and benchmarks."""

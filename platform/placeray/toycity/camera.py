@@ -1,9 +1,9 @@
 """The camera: where a photo is taken, and how a point of the street comes to a pixel.
 
 Street frame, in metres: x along the street, y to the right of it, z up; the ground is z = 0. Headings are
-degrees clockwise from x. The camera is kept level (a tilt shifts the horizon, as a shift lens does), so upright
-edges stay upright in the picture and one image column looks at one vertical strip of the world: a ray is cast
-per column, not per pixel.
+degrees clockwise from x. The camera is kept level (a tilt shifts the horizon, as a shift lens does), so
+upright edges stay upright in the picture and one image column looks at one vertical strip of the world: a ray
+is cast per column, not per pixel.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Draws a whole toy city below one folder: all layouts, their tables, and `toycity.json` at the very end.
 
-Photos are drawn by a pool of processes; each follows from its task alone, so the bytes do not depend on how many
-there are. A finished city is left alone, an interrupted one is continued.
+Photos are drawn by a pool of processes; each follows from its task alone, so the bytes do not depend on how
+many there are. A finished city is left alone, an interrupted one is continued.
 """
 
 import json
@@ -87,7 +87,8 @@ def _look_for_city(folder: Path, values: dict[str, Any]) -> dict[str, Any] | Non
         if theirs != values:
             differ = sorted(key for key in set(values) | set(theirs) if values.get(key) != theirs.get(key))
             raise ConfigError(
-                f"{folder} holds another toy city ({', '.join(differ)} differ): give this one another folder, or delete that one"
+                f"{folder} holds another toy city (other {', '.join(differ)}): "
+                "give this one another folder, or delete that one"
             )
         return found if name == REPORT else None
     return None
@@ -182,7 +183,7 @@ def _report(folder: Path, document: dict[str, Any], already_finished: bool, bega
         root=str(folder),
         photos=sum(layout["photos"] for layout in layouts.values()),
         faults=len(document["faults"]),
-        layouts=layouts,
+        layouts={name: layouts[name] for name in LAYOUTS if name in layouts},
         already_finished=already_finished,
         seconds=time.perf_counter() - began,
     )

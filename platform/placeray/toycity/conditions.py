@@ -6,6 +6,7 @@ viewpoint, the other change, is the business of poses.py.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -92,7 +93,7 @@ _DAYLIGHT = {
 }
 
 
-def _day(rng: np.random.Generator, strength: float) -> dict[str, object]:
+def _day(rng: np.random.Generator, strength: float) -> dict[str, Any]:
     names = list(_DAYLIGHT)
     plain = [0.6, 0.4, 0.0, 0.0, 0.0]
     mixed = [0.3, 0.22, 0.2, 0.14, 0.14]
@@ -105,13 +106,13 @@ def _day(rng: np.random.Generator, strength: float) -> dict[str, object]:
         "ambient": _colour(ambient, tint), "sun": _colour(sun, tint),
         "sun_azimuth_deg": float(rng.uniform(0, 360)), "sun_height_deg": float(rng.uniform(*heights)),
         "clouds": {"clear": 0.25, "golden": 0.4, "dusk": 0.4}.get(name, 0.15) * float(rng.uniform(0.3, 1.0)),
-        "haze_m": float(math.exp(rng.uniform(math.log(90), math.log(900))) if rng.random() < 0.8 else rng.uniform(40, 90)),
+        "haze_m": math.exp(rng.uniform(math.log(60), math.log(900))),
         "night": {"dusk": 0.6, "storm": 0.25}.get(name, 0.0) * float(rng.uniform(0.6, 1.0)),
         "wet": float(name == "storm") * float(rng.uniform(0.2, 1.0)),
     }  # fmt: skip
 
 
-def _night(rng: np.random.Generator) -> dict[str, object]:
+def _night(rng: np.random.Generator) -> dict[str, Any]:
     street_light = np.array([1.0, 0.72, 0.42]) if rng.random() < 0.6 else np.array([0.85, 0.95, 1.0])
     level = float(rng.uniform(0.14, 0.3))
     return {
@@ -130,13 +131,13 @@ _LEAVES = {
 }
 
 
-def _season(rng: np.random.Generator, season: int, strength: float) -> dict[str, object]:
+def _season(rng: np.random.Generator, season: int, strength: float) -> dict[str, Any]:
     colour, leaves = _LEAVES[season]
     snow = float(season == WINTER and rng.random() < 0.6 * strength) * float(rng.uniform(0.6, 1.0))
     return {"foliage": _colour(colour, rng.uniform(0.8, 1.2)), "leaves": leaves, "snow": snow}
 
 
-def _camera(rng: np.random.Generator, strength: float, night: bool) -> dict[str, object]:
+def _camera(rng: np.random.Generator, strength: float, night: bool) -> dict[str, Any]:
     balance = np.exp(rng.normal(0, 0.13 * strength, 3))
     exposure = math.exp(float(rng.normal(0.75 if night else 0.1, 0.3 * strength)))
     return {
@@ -148,5 +149,5 @@ def _camera(rng: np.random.Generator, strength: float, night: bool) -> dict[str,
     }
 
 
-def _colour(rgb: object, tint: object) -> Floats:
+def _colour(rgb: Any, tint: Any) -> Floats:
     return np.clip(np.asarray(rgb) * np.asarray(tint), 0, 1.5).astype(np.float32)

@@ -18,16 +18,16 @@ def _known(config: C, names: tuple[str, ...], towns: dict[str, tuple[float, floa
 
 
 class DifficultyConfig(Config):
-    """How much two photos of one place differ, per kind of change: 0 = hardly at all, 1 = as in the demo."""
+    """How much two photos of one place differ, per kind of change: 0 = hardly at all, 1 = very much."""
 
-    light: float = Field(default=1.0, ge=0, le=1, description="weather, time of day, nights with lit windows")
-    season: float = Field(default=1.0, ge=0, le=1, description="months of the year, leaves, snow")
-    camera: float = Field(default=1.0, ge=0, le=2, description="exposure, white balance, gamma, noise, blur")
+    light: float = Field(default=0.3, ge=0, le=1, description="weather, time of day, nights with lit windows")
+    season: float = Field(default=0.3, ge=0, le=1, description="months of the year, leaves, snow")
+    camera: float = Field(default=0.3, ge=0, le=1, description="exposure, white balance, gamma, noise, blur")
     viewpoint: float = Field(
-        default=1.0, ge=0, le=1, description="steps along and across, heading, focal length"
+        default=0.3, ge=0, le=1, description="steps along and across, heading, focal length"
     )
     occluders: float = Field(
-        default=1.0, ge=0, le=3, description="cars, vans and people in front of the camera"
+        default=0.3, ge=0, le=1, description="cars, vans and people in front of the camera"
     )
 
 

@@ -1,7 +1,7 @@
 """Where on the earth the streets lie, and where along them the places are.
 
-Every layout has a district of its own: its own town, its own streets. Streets are parallel; those of layouts whose
-places are cells of the UTM grid run north and put each place into the middle of a cell.
+Every layout has a district of its own: its own town, its own streets. Streets are parallel; those of layouts
+whose places are cells of the UTM grid run north and put each place into the middle of a cell.
 """
 
 import math

@@ -1,8 +1,8 @@
 """The colour of a wall: brickwork, windows, doors, shops and signs at world coordinates.
 
 Shapes: `h` rows, `w` columns of the part of the photo a wall layer covers. Values per column are (w,), per
-pixel (h, w), colours planar (3, h, w). Edges are softened by the size of a pixel on the wall, so that far walls
-fade to their mean instead of flickering.
+pixel (h, w), colours planar (3, h, w). Edges are softened by the size of a pixel on the wall, so that far
+walls fade to their mean instead of flickering.
 """
 
 from dataclasses import dataclass

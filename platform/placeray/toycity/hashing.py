@@ -17,16 +17,14 @@ _FACTORS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
 
 def hash_cells(*coordinates: Any) -> NDArray[np.uint32]:
     """Mix up to four integer coordinates (broadcast against each other) into well-spread 32-bit numbers."""
-    mixed: Any = np.uint32(0)
-    with np.errstate(over="ignore"):
-        for coordinate, factor in zip(coordinates, _FACTORS):
-            mixed = mixed ^ (_unsigned(coordinate) * np.uint32(factor))
-        mixed = np.asarray(mixed, dtype=np.uint32)
-        mixed = mixed ^ (mixed >> np.uint32(15))
-        mixed *= np.uint32(0x2C1B3C6D)
-        mixed ^= mixed >> np.uint32(12)
-        mixed *= np.uint32(0x297A2D39)
-        mixed ^= mixed >> np.uint32(15)
+    mixed: Any = np.atleast_1d(_spread(coordinates[0], _FACTORS[0]))
+    for coordinate, factor in zip(coordinates[1:], _FACTORS[1:]):
+        mixed = mixed ^ _spread(coordinate, factor)
+    mixed = mixed ^ (mixed >> np.uint32(15))
+    mixed *= np.uint32(0x2C1B3C6D)
+    mixed ^= mixed >> np.uint32(12)
+    mixed *= np.uint32(0x297A2D39)
+    mixed ^= mixed >> np.uint32(15)
     return mixed
 
 
@@ -51,7 +49,8 @@ def smooth_noise(x: Floats, y: Floats, key: int) -> Floats:
     return np.asarray(top * (1 - down) + low * down, dtype=np.float32)
 
 
-def _unsigned(coordinate: Any) -> Any:
+def _spread(coordinate: Any, factor: int) -> Any:
+    """A coordinate times a large odd number, modulo 2**32."""
     if isinstance(coordinate, np.ndarray):
-        return coordinate.astype(np.int32, copy=False).view(np.uint32)
-    return np.uint32(int(coordinate) & 0xFFFFFFFF)
+        return coordinate.astype(np.int32, copy=False).view(np.uint32) * np.uint32(factor)
+    return np.uint32(int(coordinate) * factor & 0xFFFFFFFF)

@@ -5,13 +5,17 @@ figure that faces the camera and is drawn only inside its own rectangle of pixel
 """
 
 import math
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from placeray.toycity.camera import View, project
 from placeray.toycity.conditions import Conditions
 from placeray.toycity.hashing import Floats, hash_cells, unit
 from placeray.toycity.street import Street
+
+Numbers = NDArray[np.floating[Any]]
 
 NEAR_M, FAR_M = 2.5, 60.0
 
@@ -19,7 +23,7 @@ NEAR_M, FAR_M = 2.5, 60.0
 def draw_trees(
     photo: Floats, depth: Floats, view: View, street: Street, now: Conditions, light: Floats
 ) -> None:
-    """Trunks and crowns, far ones first, hidden by nearer walls; `photo` (3, H, W) and `depth` (H, W) in place."""
+    """Trunks and crowns, far ones first, into `photo` (3, H, W) and `depth` (H, W)."""
     near = np.abs(street.trees["x"] - view.pose.x_m) < FAR_M
     seen = []
     for tree in street.trees[near]:
@@ -184,7 +188,7 @@ class _Box:
             return None
         return cls(view, distance, column, columns, rows)
 
-    def paint(self, photo: Floats, depth: Floats, share: Floats, colour: Floats) -> None:
+    def paint(self, photo: Floats, depth: Floats, share: Numbers, colour: Numbers) -> None:
         """Blend `colour` (3, h, w) by `share` (h, w) where nothing nearer is."""
         part, behind = photo[:, self.rows, self.columns], depth[self.rows, self.columns]
         visible = share * (behind > self.distance)

@@ -1,14 +1,17 @@
 """One photo to be drawn: pose, moment and file, all decided before the first pixel is.
 
-Plans are cheap and made in one process; photos are drawn from them anywhere, in any order, with the same bytes.
+Plans are cheap and made in one process; photos are drawn from them anywhere, in any order, with the same
+bytes.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from placeray import geo
 from placeray.toycity.camera import Pose
 from placeray.toycity.conditions import Shot, draw_shot
 from placeray.toycity.config import ToyCityConfig
@@ -16,6 +19,7 @@ from placeray.toycity.districts import Place
 from placeray.toycity.street import StreetKey
 
 Damage = Literal["", "truncated", "empty", "no_image"]
+FAULTY = 200  # photos with this index and above are those faults are planted in
 FOCUS_M = 14.0  # photos of a place aim at about the same point, as far as their heading bin allows
 
 
@@ -43,6 +47,8 @@ class Photo:
     heading_deg: float  # of the image centre, clockwise from north
     pose: Pose
     shot: Shot
+    lat: float = math.nan  # filled by `locate`
+    lon: float = math.nan
 
     def task(
         self, config: ToyCityConfig, path: str, *, square: bool = False, damage: Damage = ""
@@ -92,10 +98,28 @@ def aim_photo(
     return replace(photo, pose=pose, heading_deg=heading, east_m=east, north_m=north)
 
 
+def locate(photos: Sequence[Photo]) -> list[Photo]:
+    """The photos with latitude and longitude filled in; one call for many, as projections are slow to set up."""
+    if not photos:
+        return []
+    zones = np.array([photo.place.district.zone for photo in photos])
+    lat, lon = geo.from_utm([photo.east_m for photo in photos], [photo.north_m for photo in photos], zones)
+    return [replace(photo, lat=float(y), lon=float(x)) for photo, y, x in zip(photos, lat, lon, strict=True)]
+
+
 def num_photos(config: ToyCityConfig, place: Place) -> int:
     """How many photos a training place has."""
     low, high = config.photos_per_place
     return int(place_rng(place, 32, 0).integers(low, high + 1))
+
+
+def take_all(config: ToyCityConfig, places: list[Place], fov_deg: float | None = None) -> list[Photo]:
+    """All photos of training places, place by place."""
+    return [
+        take_photo(config, place, index, fov_deg)
+        for place in places
+        for index in range(num_photos(config, place))
+    ]
 
 
 def place_rng(place: Place, purpose: int, index: int) -> np.random.Generator:

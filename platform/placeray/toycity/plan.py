@@ -28,7 +28,7 @@ class PlantedFault:
 
 @dataclass
 class LayoutPlan:
-    """A layout before it is written. `parts` counts inputs per part (a split, a city): rows, or files without rows."""
+    """A layout before it is written. `read` counts the inputs of each part (a split, a city)."""
 
     name: str
     photos: list[PhotoTask] = field(default_factory=list)

@@ -1,16 +1,20 @@
 """A street of the toy city: houses on both sides, towers behind them, trees on the pavement.
 
-A street is a pure function of its key. A house is one record of `BUILDING`: a box in the street frame (metres;
-see camera.py) with everything that makes its facade its own: storeys, window grid, texture, roof, signs.
+A street is a pure function of its key. A house is one record of `BUILDING`: a box in the street frame
+(metres; see camera.py) with everything that makes its facade its own: storeys, window grid, texture, roof,
+signs.
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from placeray.toycity.hashing import Floats
+
+Numbers = NDArray[np.floating[Any]]
 
 NUM_PANELS = 4  # shop sign, large sign or mural, door, upright sign
 
@@ -26,7 +30,7 @@ PANEL = np.dtype(
 
 BUILDING = np.dtype(
     [
-        ("x0", "f4"), ("x1", "f4"), ("y0", "f4"), ("y1", "f4"), ("height", "f4"), ("side", "i4"), ("key", "i4"),
+        ("x0", "f4"), ("x1", "f4"), ("y0", "f4"), ("y1", "f4"), ("height", "f4"), ("key", "i4"),
         ("wall", "f4", 3), ("trim", "f4", 3), ("glass", "f4", 3), ("curtain", "f4", 3), ("roof_colour", "f4", 3),
         ("ground_m", "f4"), ("storey_m", "f4"), ("bay_m", "f4"),
         ("window_w", "f4"), ("window_h", "f4"), ("sill_m", "f4"), ("arch_m", "f4"), ("frame_m", "f4"),
@@ -99,7 +103,6 @@ def _front_row(rng: np.random.Generator, side: int, half_m: float, key: StreetKe
     houses["x0"], houses["x1"] = spans[:, 0], spans[:, 1]
     houses["y0"] = front if side > 0 else -back
     houses["y1"] = back if side > 0 else -front
-    houses["side"] = side
     _hang_panels(rng, houses)
     return houses
 
@@ -116,7 +119,6 @@ def _towers(rng: np.random.Generator, key: StreetKey, half_m: float) -> NDArray[
     towers["y0"] = np.where(side > 0, near, -near - depth)
     towers["y1"] = np.where(side > 0, near + depth, -near)
     towers["height"] = rng.uniform(16, 46, count)
-    towers["side"] = side
     towers["roof"] = rng.choice([FLAT, STEPPED, GABLE], count, p=[0.6, 0.25, 0.15])
     return towers
 
@@ -127,7 +129,6 @@ def _street_ends(rng: np.random.Generator, key: StreetKey, half_m: float) -> NDA
     ends["x0"] = [-END_ROOM_M - 30, key.length_m + END_ROOM_M + 18]
     ends["x1"] = ends["x0"] + 12
     ends["y0"], ends["y1"] = -half_m - 6, half_m + 6
-    ends["side"] = 1
     return ends
 
 
@@ -259,8 +260,18 @@ def _hang_panels(rng: np.random.Generator, houses: NDArray[np.void]) -> None:
     _hang(panels[:, 3], upright, start, span, np.full(count, 2.9), height, cell, cell * 1.2, False, 1.0)
 
 
-def _hang(panel: NDArray[np.void], where: NDArray[np.bool_], u0: Floats, span: Floats, z0: Floats, height: Floats,
-          cell_u: Floats, cell_z: Floats, letters: bool, glow: float) -> None:  # fmt: skip
+def _hang(
+    panel: NDArray[np.void],
+    where: NDArray[np.bool_],
+    u0: Numbers,
+    span: Numbers,
+    z0: Numbers,
+    height: Numbers,
+    cell_u: Numbers,
+    cell_z: Numbers,
+    letters: bool,
+    glow: float,
+) -> None:
     """Place one kind of panel on the houses in `where`; `panel` is a view into their records."""
     panel["u0"], panel["u1"] = u0, np.where(where, u0 + span, -1.0)
     panel["z0"], panel["z1"] = z0, z0 + height

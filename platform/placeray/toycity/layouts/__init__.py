@@ -1,7 +1,7 @@
 """One file per raw layout: how the photos of a district become files, names and tables.
 
-A layout is a function from the city's config to a `LayoutPlan`. Faults are planted in extra photos, so that a city
-with faults holds the city without them.
+A layout is a function from the city's config to a `LayoutPlan`. Faults are planted in extra photos, so that a
+city with faults holds the city without them.
 """
 
 from collections.abc import Callable

@@ -7,10 +7,9 @@ import string
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from placeray import geo
 from placeray.toycity.config import ToyCityConfig
 from placeray.toycity.districts import GSV_TOWNS, free_places, open_district
-from placeray.toycity.photos import Damage, Photo, aim_photo, num_photos, photo_id, take_photo
+from placeray.toycity.photos import FAULTY, Damage, Photo, aim_photo, locate, photo_id, take_all, take_photo
 from placeray.toycity.plan import KEPT, LayoutPlan
 
 DISTRICT = 10  # and the following numbers, one per known city
@@ -53,32 +52,28 @@ def _plan_city(plan: LayoutPlan, config: ToyCityConfig, city: str, with_faults: 
     number = DISTRICT + list(GSV_TOWNS).index(city)
     district = open_district(config.seed, number, GSV_TOWNS[city], bearing_deg=17.0 + 29 * (number % 3))
     places = free_places(district, config.gsv_cities.places_per_city)
-    rows = []
-    for place in places:
-        for index in range(num_photos(config, place)):
-            photo = take_photo(config, place, index)
-            rows.append(_row(city, photo))
-            plan.photos.append(photo.task(config, rows[-1].path))
+    photos = locate(take_all(config, places))
+    rows = [_row(city, photo) for photo in photos]
+    plan.photos += [photo.task(config, row.path) for photo, row in zip(photos, rows, strict=True)]
     table = f"gsv_cities/Dataframes/{city}.csv"
     if with_faults:
         for index, fault in enumerate(_FAULTS):
-            photo = take_photo(config, places[index % len(places)], 200 + index)
-            _plant(plan, config, city, table, rows, photo, *fault)
+            photo = take_photo(config, places[index % len(places)], FAULTY + index)
+            _plant(plan, config, city, table, rows, locate([photo])[0], *fault)
     plan.files[table] = "\n".join([HEADER, *(row.line for row in rows), ""]).encode()
     plan.read[city] = len(rows)
     plan.places[city] = len(places)
 
 
 def _row(city: str, photo: Photo) -> _Row:
-    lat, lon = geo.from_utm([photo.east_m], [photo.north_m], photo.place.district.zone)
     return _Row(
         place_id=photo.place.number,
         year=photo.shot.year,
         month=photo.shot.month,
         northdeg=round(photo.heading_deg) % 360,
         city=city,
-        lat=str(round(float(lat[0]), 7)),
-        lon=str(round(float(lon[0]), 7)),
+        lat=str(round(photo.lat, 7)),
+        lon=str(round(photo.lon, 7)),
         panoid=photo_id(photo, 41, LETTERS, 22),
     )
 

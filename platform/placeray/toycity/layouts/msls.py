@@ -5,9 +5,9 @@ Every CSV begins with an unnamed index column; raw.csv has the longitude before 
 """
 
 import string
+from collections import Counter
 from dataclasses import dataclass, replace
 
-from placeray import geo
 from placeray.toycity.config import ToyCityConfig
 from placeray.toycity.districts import (
     MSLS_TOWNS,
@@ -18,7 +18,7 @@ from placeray.toycity.districts import (
     free_places,
     open_district,
 )
-from placeray.toycity.photos import Damage, Photo, num_photos, photo_id, take_photo
+from placeray.toycity.photos import FAULTY, Damage, Photo, locate, photo_id, take_all, take_photo
 from placeray.toycity.plan import KEPT, LayoutPlan
 
 DISTRICT = 50  # and the following numbers, one per known city
@@ -63,17 +63,14 @@ def _plan_city(
     plan: LayoutPlan, config: ToyCityConfig, city: str, places: list[Place], with_faults: bool
 ) -> None:
     roles: dict[str, list[_Row]] = {"database": [], "query": []}
-    for place in places:
-        count = num_photos(config, place)
-        for index in range(count):
-            photo = take_photo(config, place, index)
-            role = "query" if index >= max(1, round(count * 0.6)) else "database"
-            roles[role].append(_row(photo))
-            plan.photos.append(photo.task(config, _path(city, role, roles[role][-1].key)))
+    photos = locate(take_all(config, places))
+    for photo, role in zip(photos, _roles(photos), strict=True):
+        roles[role].append(_row(photo))
+        plan.photos.append(photo.task(config, _path(city, role, roles[role][-1].key)))
     if with_faults:
         for index, fault in enumerate(_FAULTS):
-            photo = take_photo(config, places[index % len(places)], 200 + index)
-            _plant(plan, config, city, roles["query"], photo, *fault)
+            photo = take_photo(config, places[index % len(places)], FAULTY + index)
+            _plant(plan, config, city, roles["query"], locate([photo])[0], *fault)
     for role, rows in roles.items():
         dos = with_faults and role == "query"
         for name, table in _tables(rows, role).items():
@@ -85,15 +82,24 @@ def _plan_city(
     plan.places[city] = len(places)
 
 
+def _roles(photos: list[Photo]) -> list[str]:
+    """Three of five photos of each place go to the database, the others are queries."""
+    counts = Counter(photo.place.number for photo in photos)
+    seen: Counter[int] = Counter()
+    roles = []
+    for photo in photos:
+        number = photo.place.number
+        roles.append("database" if seen[number] < max(1, round(counts[number] * 0.6)) else "query")
+        seen[number] += 1
+    return roles
+
+
 def _path(city: str, role: str, key: str) -> str:
     return f"msls/train_val/{city}/{role}/images/{key}.jpg"
 
 
 def _row(photo: Photo) -> _Row:
-    lat, lon = geo.from_utm([photo.east_m], [photo.north_m], photo.place.district.zone)
-    return _Row(
-        photo, photo_id(photo, 43, LETTERS, 22), str(round(float(lat[0]), 9)), str(round(float(lon[0]), 9))
-    )
+    return _Row(photo, photo_id(photo, 43, LETTERS, 22), str(round(photo.lat, 9)), str(round(photo.lon, 9)))
 
 
 def _tables(rows: list[_Row], role: str) -> dict[str, list[str]]:
@@ -128,7 +134,7 @@ def _direction(photo: Photo) -> str:
 
 
 def _subtasks(photo: Photo, role: str) -> list[bool]:
-    """Membership by season, age and light; the second letter of a pair is the query's, the first the map's."""
+    """Membership by season, age and light: the first letter of a pair is the map's, the last the query's."""
     shot = photo.shot
     first = {
         "s": shot.season in (0, 1),

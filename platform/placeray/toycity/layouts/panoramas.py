@@ -1,14 +1,14 @@
 """Panoramas of Pittsburgh, cut into tiles: what both forms of Pitts30k show.
 
-A panorama is one moment at one spot; its tiles look every 30 degrees of yaw, at two pitches. Yaw counts from the
-panorama, not from north: here yaw 1 looks to PANORAMA_NORTH_DEG.
+A panorama is one moment at one spot; its tiles look every 30 degrees of yaw, at two pitches. Yaw counts from
+the panorama, not from north: here yaw 1 looks to PANORAMA_NORTH_DEG.
 """
 
 from dataclasses import dataclass, replace
 
 from placeray.toycity.config import PittsConfig, ToyCityConfig
 from placeray.toycity.districts import PITTS_TOWN, Cells, Place, cell_places, open_district
-from placeray.toycity.photos import Photo, aim_photo, num_photos, place_rng, take_photo
+from placeray.toycity.photos import Photo, aim_photo, locate, num_photos, place_rng, take_photo
 
 RULE = Cells(cell_m=15, stride=3)
 PANORAMA_NORTH_DEG = 15.0
@@ -48,7 +48,8 @@ def split_tiles(
         views = place_tiles(config, place, panorama)
         tiles += views
         panorama = views[-1].panorama + 1
-    return tiles
+    located = locate([tile.photo for tile in tiles])
+    return [replace(tile, photo=photo) for tile, photo in zip(tiles, located, strict=True)]
 
 
 def place_tiles(config: ToyCityConfig, place: Place, first_panorama: int) -> list[Tile]:
@@ -63,8 +64,6 @@ def place_tiles(config: ToyCityConfig, place: Place, first_panorama: int) -> lis
             pitch = 2 if rng.random() < 0.15 else 1
             view = aim_photo(photo, heading, tilt_deg=TILT_DEG[pitch])
             yaw = round((heading - PANORAMA_NORTH_DEG) % 360 / 30) % 12 + 1
-            # The tiles of a panorama share light and camera, but not the noise.
-            view = replace(view, shot=replace(photo.shot))
             tiles.append(Tile(view, first_panorama + index, pitch, yaw, is_query=index == count - 1))
     return tiles
 

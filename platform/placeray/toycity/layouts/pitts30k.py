@@ -1,10 +1,9 @@
 """Pitts30k in the form of datasets_vg: `pitts30k/images/{train,val,test}/{database,queries}/@...jpg`.
 
-The tile number is (pitch - 1) * 24 + yaw - 1, so 12 to 23 never occur; heading and time are empty. Latitude and
-longitude come from UTM zone 17T. Source: `gmberton/VPR-datasets-downloader:format_pitts30k.py`.
+The tile number is (pitch - 1) * 24 + yaw - 1, so 12 to 23 never occur; heading and time are empty. Source:
+`gmberton/VPR-datasets-downloader:format_pitts30k.py`.
 """
 
-from placeray import geo
 from placeray.toycity.config import ToyCityConfig
 from placeray.toycity.layouts.at_names import at_name
 from placeray.toycity.layouts.panoramas import SPLITS, Tile, split_tiles
@@ -33,15 +32,12 @@ def plan_pitts30k(config: ToyCityConfig) -> LayoutPlan:
 
 def _name(tile: Tile) -> str:
     photo = tile.photo
-    zone = photo.place.district.zone
-    lat, lon = geo.from_utm([photo.east_m], [photo.north_m], zone)
-    utm = geo.to_utm(lat, lon, zone)
     return at_name(
-        east_m=float(utm.east[0]),
-        north_m=float(utm.north[0]),
-        zone=zone,
-        lat=float(lat[0]),
-        lon=float(lon[0]),
+        east_m=photo.east_m,
+        north_m=photo.north_m,
+        zone=photo.place.district.zone,
+        lat=photo.lat,
+        lon=photo.lon,
         panorama=f"{tile.panorama:06d}",
         tile=f"{(tile.pitch - 1) * 24 + tile.yaw - 1:02d}",
         note=f"pitch{tile.pitch}_yaw{tile.yaw}",

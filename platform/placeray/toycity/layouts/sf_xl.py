@@ -1,16 +1,16 @@
 """SF-XL: '@' names in folders of latitude below `processed/train`, and the list of paths next to that folder.
 
-The heading of a crop is that of its leftmost column and counts from north over west (README of SF-XL), so a place's
-heading bin is a bin of that number, not of the compass. Crops are 512 of the 3328 columns of a panorama.
+The heading of a crop is that of its leftmost column and counts from north over west (README of SF-XL), so a
+place's heading bin is a bin of that number, not of the compass. Crops are 512 of the 3328 columns of a
+panorama.
 """
 
 import string
 
-from placeray import geo
 from placeray.toycity.config import ToyCityConfig
 from placeray.toycity.districts import SF_XL_TOWN, Cells, cell_places, open_district
 from placeray.toycity.layouts.at_names import at_name
-from placeray.toycity.photos import Damage, Photo, num_photos, photo_id, take_photo
+from placeray.toycity.photos import FAULTY, Damage, Photo, locate, photo_id, take_all, take_photo
 from placeray.toycity.plan import KEPT, LayoutPlan
 
 DISTRICT = 30
@@ -33,17 +33,15 @@ def plan_sf_xl(config: ToyCityConfig) -> LayoutPlan:
     others = cell_places(
         district, sizes.other_places, RULE, OTHER_GROUPS, first_street=10_000, compass=_to_compass
     )
-    for place in places + others:
-        for index in range(num_photos(config, place)):
-            photo = take_photo(config, place, index, fov_deg=CROP_FOV_DEG)
-            plan.photos.append(photo.task(config, f"{FOLDER}/{_name(photo)}", square=True))
+    for photo in locate(take_all(config, places + others, fov_deg=CROP_FOV_DEG)):
+        plan.photos.append(photo.task(config, f"{FOLDER}/{_name(photo)}", square=True))
     listed = [task.path for task in plan.photos]
     if config.faults:
         for index, fault in enumerate(_FAULTS):
             if fault[0] == "listed_but_missing" and not sizes.paths_list:
                 continue
-            photo = take_photo(config, places[index % len(places)], 200 + index, fov_deg=CROP_FOV_DEG)
-            listed.append(_plant(plan, config, photo, len(listed), *fault))
+            photo = take_photo(config, places[index % len(places)], FAULTY + index, fov_deg=CROP_FOV_DEG)
+            listed.append(_plant(plan, config, locate([photo])[0], len(listed), *fault))
     if sizes.paths_list:
         plan.files[LIST] = "".join(path.removeprefix(FOLDER + "/") + "\n" for path in listed).encode()
     plan.read["train"] = len(listed)
@@ -57,19 +55,17 @@ def _to_compass(heading_deg: float) -> float:
 
 
 def _name(photo: Photo, heading_format: str = "03d") -> str:
-    zone = photo.place.district.zone
-    lat, lon = geo.from_utm([photo.east_m], [photo.north_m], zone)
     name = at_name(
         east_m=photo.east_m,
         north_m=photo.north_m,
-        zone=zone,
-        lat=float(lat[0]),
-        lon=float(lon[0]),
+        zone=photo.place.district.zone,
+        lat=photo.lat,
+        lon=photo.lon,
         panorama=photo_id(photo, 42, LETTERS, 22),
         heading=format(round(_to_compass(photo.heading_deg)) % 360, heading_format),
         captured=f"{photo.shot.year}{photo.shot.month:02d}",
     )
-    return f"{float(lat[0]):.2f}/{name}"
+    return f"{photo.lat:.2f}/{name}"
 
 
 _FAULTS: tuple[tuple[str, str], ...] = (
