@@ -92,15 +92,17 @@ def _load(uri: str) -> Any:
                 mapped = zipfile.is_zipfile(full)
             return torch.load(full, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{full} holds more than weights and is refused: {_first_line(error)}"
-        ) from None
+        raise CheckpointError(f"{full} holds more than weights and is refused: {_reason(error)}") from None
     except (RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{full} cannot be read as a weight file: {_first_line(error)}") from None
+        raise CheckpointError(f"{full} cannot be read as a weight file: {_reason(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+def _reason(error: Exception) -> str:
+    """The line of torch's advice that says what is wrong."""
+    lines = str(error).strip().split("\n")
+    found = [line for line in lines if "WeightsUnpickler error:" in line] or lines
+    reason = found[0].split("WeightsUnpickler error:")[-1].split(" was not an allowed global")[0]
+    return reason.strip() or type(error).__name__
 
 
 def _numpy_globals() -> Iterator[Any]:
