@@ -14,6 +14,7 @@ class TrackingConfig(Config):
         description="tracking server or sqlite file; a relative file counts like every other path of the job",
     )
     artifacts: str | None = Field(
-        default="runs/mlartifacts", description="folder or s3:// prefix of files and models; null: the server decides"
+        default="runs/mlartifacts",
+        description="folder or s3:// prefix of files and models; null: the server decides",
     )
     experiment: str = Field(default="placeray", min_length=1, description="name of the experiment")

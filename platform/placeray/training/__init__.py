@@ -1,0 +1,1 @@
+"""Training without Ray: feed, step, schedule, loop, validation, resume; alone or in a torch process group."""
