@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from placeray.retrieval.float_store import FloatStores
 from placeray.retrieval.merge import NOBODY, Keys, Rows, best, rows_of, similarity_keys
 from placeray.retrieval.quantize import quantize
-from placeray.retrieval.similarity import Query
+from placeray.retrieval.similarity import prepare
 
 Floats = NDArray[np.float32]
 
@@ -37,13 +37,9 @@ def search_exhaustive(queries: Floats, stores: FloatStores, size: int) -> tuple[
         candidates[some] = _candidates(queries[some], stores, size + MARGIN)
     rows = np.full((len(queries), size), -1, dtype=np.int64)
     similarity = np.full((len(queries), size), np.nan, dtype=np.float32)
-    for q, found in enumerate(rows_of(candidates)):
+    for q, (query, found) in enumerate(zip(prepare(queries), rows_of(candidates), strict=True)):
         found = found[found >= 0]
-        scores = (
-            Query(queries[q]).similarity(*stores.gather([found])[0])
-            if len(found)
-            else np.zeros(0, np.float32)
-        )
+        scores = query.similarity(*stores.gather([found])[0]) if len(found) else np.zeros(0, np.float32)
         best_first = np.lexsort((found, -scores))[:size]
         rows[q, : len(best_first)] = found[best_first]
         similarity[q, : len(best_first)] = scores[best_first]

@@ -73,9 +73,23 @@ def search_codes(
     results = []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         some = np.ascontiguousarray(queries[start : start + QUERIES_AT_ONCE])
-        found = list(pool.map(lambda piece, some=some: scan(piece, some, size), pieces))
+        found = _scan_all(scan, pieces, some, size, pool)
         results.append(best(found, size))
     return np.concatenate(results)
+
+
+def _scan_all(
+    scan: Scan, pieces: list[CodeRange], queries: Bytes, size: int, pool: ThreadPoolExecutor
+) -> list[Keys]:
+    if len(pieces) > 1:
+        return list(pool.map(lambda piece: scan(piece, queries, size), pieces))
+    # Handing one piece to another thread would take as long as scanning 70,000 codes.
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        return [scan(pieces[0], queries, size)]
+    finally:
+        faiss.omp_set_num_threads(threads)
 
 
 def split_rows(ranges: Sequence[CodeRange], num_threads: int) -> list[CodeRange]:

@@ -52,6 +52,7 @@ class PlaceMap:
     def __init__(self, root: str, manifest: Manifest, *, num_threads: int | None = None) -> None:
         """Open the shards of a manifest; `open` is the usual way in. Raises MapError on damage."""
         self.root, self.manifest = root, manifest
+        self._where = f"the map {storage.resolve(root)}"
         entries = manifest["shards"]
         self._shards = [
             Shard(storage.local_path(storage.join(root, entry["path"])), entry["shard"]) for entry in entries
@@ -127,7 +128,7 @@ class PlaceMap:
         ]
         if different:
             raise MapError(
-                f"the queries do not fit the map {storage.resolve(self.root)}: {', '.join(different)}; "
+                f"the queries do not fit {self._where}: {', '.join(different)}; "
                 "describe them with the model of the map, or build the map with theirs"
             )
 
@@ -170,7 +171,7 @@ class PlaceMap:
             exhaustive=exhaustive,
             code_bits=self.code_bits,
             descriptor_dim=self.descriptor_dim,
-            where=f"the map {storage.resolve(self.root)}",
+            where=self._where,
         )
         if exhaustive:
             assert descriptors is not None

@@ -7,6 +7,7 @@ numpy.
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +20,12 @@ Floats = NDArray[np.float32]
 _EXACT_RUN = 1024
 
 
-class Query:
-    """A unit-length float descriptor (D,), ready to be compared with rows of any stored precision."""
+class Query(NamedTuple):
+    """A unit-length float descriptor, ready to be compared with rows of any stored precision."""
 
-    def __init__(self, descriptor: Floats) -> None:
-        self.floats = np.ascontiguousarray(descriptor, dtype=np.float32)
-        integers, scales = quantize(self.floats[None, :])
-        self.integers, self.scale = integers[0], np.float64(scales[0])
+    floats: Floats  # (D,)
+    integers: NDArray[np.int8]  # (D,), times `scale` the same descriptor
+    scale: float
 
     def similarity(self, rows: NDArray[np.generic], scales: Floats | None) -> Floats:
         """Similarity (S,) float32 to `rows` (S, D), int8 with `scales` (S,), or float16 / float32 without."""
@@ -35,6 +35,12 @@ class Query:
         products = integer_dots(rows, self.integers)
         similarity: Floats = (products * (scales.astype(np.float64) * self.scale)).astype(np.float32)
         return similarity
+
+
+def prepare(descriptors: Floats) -> list[Query]:
+    """The queries of descriptors (Q, D), quantised together: one by one it takes longer than the comparison."""
+    integers, scales = quantize(descriptors)
+    return [Query(*each) for each in zip(descriptors, integers, scales.astype(float).tolist(), strict=True)]
 
 
 def integer_dots(rows: NDArray[np.generic], query: NDArray[np.int8]) -> NDArray[np.float64]:
