@@ -122,10 +122,11 @@ def test_a_city_without_faults_is_part_of_the_one_with_faults(tiny_city: Any, tm
 def test_finished_city_is_left_alone_and_another_one_refused(tiny_city: Any) -> None:
     before = (tiny_city.root / "toycity.json").stat().st_mtime_ns
     again = draw_city(tiny_city.config, str(tiny_city.root))
-    assert again.already_finished and again.photos == tiny_city.report.photos
+    assert again.already_finished
+    assert again.photos == tiny_city.report.photos
     assert again.layouts == tiny_city.report.layouts
     assert (tiny_city.root / "toycity.json").stat().st_mtime_ns == before
-    with pytest.raises(ConfigError, match="another toy city .other seed.: give this one another folder"):
+    with pytest.raises(ConfigError, match=r"another toy city \(other seed\): give this one another folder"):
         draw_city(tiny_city.config.model_copy(update={"seed": 99}), str(tiny_city.root))
 
 
@@ -153,7 +154,8 @@ def test_interrupted_city_is_continued(tmp_path: Path, monkeypatch: pytest.Monke
     )
     report = draw_city(config, str(tmp_path), num_workers=1)
     assert not report.already_finished
-    assert len(drawn) + len(rest) == report.photos and not set(drawn) & set(rest)
+    assert len(drawn) + len(rest) == report.photos
+    assert not set(drawn) & set(rest)
     assert not (tmp_path / "toycity.started.json").exists()
 
 
@@ -162,7 +164,8 @@ def test_progress_counts_up_to_the_number_of_photos(tmp_path: Path) -> None:
     report = draw_city(
         _only_gsv(), str(tmp_path), lambda done, total: calls.append((done, total)), num_workers=1
     )
-    assert calls == sorted(calls) and calls[-1] == (report.photos, report.photos)
+    assert calls == sorted(calls)
+    assert calls[-1] == (report.photos, report.photos)
 
 
 def test_object_stores_and_unknown_cities_are_refused() -> None:

@@ -33,7 +33,8 @@ def test_gsv_rows_compose_the_names_of_their_photos(tiny_city: Any) -> None:
         assert set(composed) - on_disk == {Path(fault["path"]).stem for fault in missing}
         assert on_disk <= set(composed)
         for r in rows:
-            assert str(float(r["lat"])) == r["lat"] and str(float(r["lon"])) == r["lon"]
+            assert str(float(r["lat"])) == r["lat"]
+            assert str(float(r["lon"])) == r["lon"]
         photos = Counter(r["place_id"] for r in rows)
         assert min(photos.values()) >= 4
         south = {float(r["lat"]) < 0 for r in rows}
@@ -84,7 +85,8 @@ def test_sf_xl_places_are_cells_of_group_0(tiny_city: Any) -> None:
         if len(fields) < 15:
             continue
         assert file.parent.name == f"{float(fields[5]):.2f}"
-        assert fields[13].isdigit() and len(fields[13]) == 6
+        assert fields[13].isdigit()
+        assert len(fields[13]) == 6
         if _decodes(file):
             assert Image.open(file).size == (48, 48)
         photos[int(float(fields[1]) // 10), int(float(fields[2]) // 10), int(fields[9]) // 60] += 1
@@ -109,8 +111,11 @@ def test_pitts_tiles_form_cells(tiny_city: Any) -> None:
             continue
         pitch, yaw = map(int, re.fullmatch(r"pitch([12])_yaw(\d+)", fields[14]).groups())
         tile = int(fields[8])
-        assert tile == (pitch - 1) * 24 + yaw - 1 and tile not in range(12, 24) and 1 <= yaw <= 12
-        assert re.fullmatch(r"\d{6}", fields[7]) and fields[9] == fields[13] == ""
+        assert tile == (pitch - 1) * 24 + yaw - 1
+        assert tile not in range(12, 24)
+        assert 1 <= yaw <= 12
+        assert re.fullmatch(r"\d{6}", fields[7])
+        assert fields[9] == fields[13] == ""
         photos[int(float(fields[1]) // 15), int(float(fields[2]) // 15), tile % 12 * 30 // 60] += 1
     full = [cell for cell, count in photos.items() if count >= 4]
     assert len(full) == tiny_city.config.pitts30k.places
@@ -126,8 +131,10 @@ def test_pitts_mat_gives_the_ten_fields(tiny_city: Any) -> None:
         assert len(table) == 10
         assert table[0].item() == split
         names, queries = table[1], table[3]
-        assert names.shape == (table[5].item(), 1) and table[2].shape == (2, len(names))
-        assert queries.shape == (table[6].item(), 1) and table[4].shape == (2, len(queries))
+        assert names.shape == (table[5].item(), 1)
+        assert table[2].shape == (2, len(names))
+        assert queries.shape == (table[6].item(), 1)
+        assert table[4].shape == (2, len(queries))
         assert [table[index].item() for index in (7, 8, 9)] == [25, 625, 100]
         lost = [name for (cell,) in names if not (root / (name := cell.item())).exists()]
         assert len(lost) == (1 if split == "train" else 0)
