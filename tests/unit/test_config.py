@@ -16,7 +16,7 @@ class Inner(Config):
 class Outer(Config):
     name: str = "a"
     inner: Inner = Inner()
-    many: list[Inner] = []
+    many: tuple[Inner, ...] = ()
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_file_then_overrides(file: Path) -> None:
     config = load_config(Outer, file, ["inner.size=7", "many.1.size=9", "name=c=d"])
-    assert config == Outer(name="c=d", inner=Inner(size=7), many=[Inner(size=1), Inner(size=9)])
+    assert config == Outer(name="c=d", inner=Inner(size=7), many=(Inner(size=1), Inner(size=9)))
 
 
 def test_override_that_is_no_yaml_is_a_plain_string() -> None:

@@ -37,7 +37,9 @@ def test_round_trips(tmp_path: Path) -> None:
     assert storage.size(f"{root}/a.bin") == 2
 
 
-def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_the_old_file_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "a.json"
     storage.write_text(str(target), "old")
 
