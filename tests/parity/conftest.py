@@ -1,6 +1,5 @@
 """The published code's expected outputs, and the checkpoints they were made with, made once per machine."""
 
-import functools
 import importlib.util
 import json
 import os
@@ -12,8 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from placeray.model.checkpoint import LoadedModel, load_checkpoint
+from placeray.model.checkpoint import load_weights
+from placeray.model.published import recognise
+from placeray.model.selavpr import SelaVPR
+from placeray.model.weights import read_weights
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -37,28 +40,43 @@ def train_steps() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def checkpoint_file(detgen: ModuleType) -> Callable[[str], str]:
-    """variant -> a checkpoint of 0.4 GB as the published training writes it, kept in the temporary folder."""
+def checkpoint_file(detgen: ModuleType) -> str:
+    """The two-branch checkpoint of 0.4 GB as the published training writes it, kept in the temporary folder."""
     folder = Path(
         os.environ.get("PLACERAY_TEST_CACHE", Path(tempfile.gettempdir()) / f"placeray-{os.getuid()}")
     )
-
-    def make(variant: str) -> str:
-        file = folder / f"detgen_{variant}.pth"
-        if not file.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            unfinished = folder / f"{file.name}.{os.getpid()}"
-            detgen.write_checkpoint(str(unfinished), variant, extras="numpy_old")
-            unfinished.replace(file)
-        return str(file)
-
-    return make
+    file = folder / "detgen_base_rerank.pth"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = folder / f"{file.name}.{os.getpid()}"
+        detgen.write_checkpoint(str(unfinished), "base_rerank", extras="numpy_old")
+        unfinished.replace(file)
+    return str(file)
 
 
 @pytest.fixture(scope="session")
-def load_variant(checkpoint_file: Callable[[str], str]) -> Callable[[str], LoadedModel]:
-    """variant -> the loaded model; the last one is kept, so order tests by variant."""
-    return functools.lru_cache(maxsize=1)(lambda variant: load_checkpoint(checkpoint_file(variant)))
+def published_weights(detgen: ModuleType, checkpoint_file: str) -> Callable[[str], dict[str, Tensor]]:
+    """variant -> its weights. A weight follows from its name, so variants share most of them."""
+    known = read_weights(checkpoint_file)
+
+    def weights(variant: str) -> dict[str, Tensor]:
+        for name, shape in detgen.keys(variant).items():
+            if name not in known:
+                known[name] = torch.from_numpy(detgen.tensor(name, shape, variant)).reshape(shape)
+        return {name: known[name] for name in detgen.keys(variant)}
+
+    return weights
+
+
+@pytest.fixture(scope="session")
+def load_variant(published_weights: Callable[[str], dict[str, Tensor]]) -> Callable[[str], SelaVPR]:
+    """variant -> a model of its own, whose weights a test may change."""
+
+    def load(variant: str) -> SelaVPR:
+        weights = {name: value.clone() for name, value in published_weights(variant).items()}
+        return load_weights(recognise(weights), weights)
+
+    return load
 
 
 @pytest.fixture(autouse=True)
