@@ -57,10 +57,11 @@ def framed(frames) -> pa.Table:
 
 
 def test_radius_is_inclusive_and_counts_decimals_not_float_noise():
-    # 544388.51 + 15 and 4172758.25 + 20 are 25 m away on paper; in float64 the difference is not exactly 25.
-    database = flat([544403.51, 544388.51 + 25.0, 544388.51 + 25.01], [4172778.25, 4172758.25, 4172758.25])
-    queries = flat([544388.51], [4172758.25])
-    assert positives(RadiusRule(radius_m=25.0), database, queries)[0].tolist() == [0, 1]
+    """8.8 m east and 23.4 m north are 25 m on paper, but 25.0000000004 m between these float64 coordinates."""
+    east, north = 585308.62, 6565469.05
+    database = flat([585317.42, east + 25.0, east + 25.01], [6565492.45, north, north])
+    assert math.hypot(585317.42 - east, 6565492.45 - north) > 25.0
+    assert positives(RadiusRule(radius_m=25.0), database, flat([east], [north]))[0].tolist() == [0, 1]
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,6 +1,7 @@
 """evaluate_map against a slow twin, on maps with both branches, codes only and floats only."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,6 +114,21 @@ def test_a_model_with_one_branch_is_evaluated_by_it(make_system, branches, metho
     assert np.abs(ranking.similarity).max() <= 1.001  # int8 descriptors are unit length up to rounding
     assert (np.diff(ranking.similarity, axis=1) <= 1e-6).all()
     EvalReport.from_document(report.to_document())
+
+
+def test_codes_alone_have_the_cosine_of_their_signs(make_system):
+    files = make_system("codes", noise=0.8, floats=False)
+    ranking = evaluate(files).rankings["binary"]
+    asked = np.unpackbits(Queries.of(read_queries(files.queries)[0]).codes, axis=1)[:9] * 2.0 - 1
+    with PlaceMap.open(files.map) as place_map:
+        names = place_map.rows(["image_id"])["image_id"].to_pylist()
+    stored, _ = read_queries(str(Path(files.queries).with_name("m")))
+    signs = np.unpackbits(Queries.of(stored).codes, axis=1) * 2.0 - 1
+    for q in range(9):
+        for k in range(10):
+            photo = signs[int(names[ranking.rows[q, k]][1:])]
+            cosine = asked[q] @ photo / np.linalg.norm(asked[q]) / np.linalg.norm(photo)
+            assert ranking.similarity[q, k] == pytest.approx(cosine, abs=1e-6)
 
 
 def test_frames_stand_in_for_positions(make_system):
