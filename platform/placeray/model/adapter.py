@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ConvStart = Literal["reference", "random"]
+ConvStart = Literal["reference", "small", "random"]
 
-# The published start of every adapter convolution: this constant, not noise of this size.
-REFERENCE_CONV_WEIGHT = 1e-5
+# The published start of every adapter convolution is this constant; `small` is noise of this size instead.
+CONV_WEIGHT = 1e-5
 
 
 class ConvUnit(nn.Module):
@@ -69,15 +69,24 @@ class MultiConvAdapter(nn.Module):
         """The start of stage 1: the adapter gives 0 whatever comes in.
 
         `reference` sets every convolution to the published constant, under which the channels of each
-        reducing 1x1 layer start equal, get equal gradients and stay equal for ever. `random` keeps torch's
-        own start, so that they come apart (a purposeful difference from the reference).
+        reducing 1x1 layer start equal, get equal gradients and stay equal for ever. `small` draws noise of that
+        size and `random` keeps torch's own start; under both the channels come apart (a purposeful difference
+        from the reference). From `reference` and `small` the convolutions start almost silent, because batch
+        norm's eps (1e-3) is far above the variance of what they give.
         """
         nn.init.trunc_normal_(self.down.weight, std=0.02)
         nn.init.zeros_(self.down.bias)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
-        if conv_start == "reference":
-            for module in self.modules():
-                if isinstance(module, nn.Conv2d) and module.bias is not None:
-                    nn.init.constant_(module.weight, REFERENCE_CONV_WEIGHT)
-                    nn.init.constant_(module.bias, REFERENCE_CONV_WEIGHT)
+        for conv in self.modules():
+            if isinstance(conv, nn.Conv2d) and conv.bias is not None:
+                _start_convolution(conv.weight, conv.bias, conv_start)
+
+
+def _start_convolution(weight: Tensor, bias: Tensor, conv_start: ConvStart) -> None:
+    if conv_start == "reference":
+        nn.init.constant_(weight, CONV_WEIGHT)
+        nn.init.constant_(bias, CONV_WEIGHT)
+    elif conv_start == "small":
+        nn.init.normal_(weight, std=CONV_WEIGHT)
+        nn.init.zeros_(bias)

@@ -31,7 +31,8 @@ class ModelConfig(Config):
     )
     conv_start: ConvStart = Field(
         default="reference",
-        description="start of the adapter convolutions: the published constant 1e-5, or random",
+        description="start of the adapter convolutions: the published constant 1e-5, noise of that size, or "
+        "torch's own random start",
     )
     seed: int = Field(default=0, description="seed of the trainable weights")
 
