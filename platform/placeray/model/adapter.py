@@ -26,7 +26,11 @@ class ConvUnit(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, rows, columns) -> (B, C', rows, columns), not negative."""
-        return F.relu(self.bn(self.conv(image)), inplace=True)
+        return F.relu(self.before_relu(image), inplace=True)
+
+    def before_relu(self, image: Tensor) -> Tensor:
+        """The same without the ReLU, for a caller that applies one to several units at once."""
+        return self.bn(self.conv(image))
 
 
 class MultiConvAdapter(nn.Module):
@@ -58,7 +62,11 @@ class MultiConvAdapter(nn.Module):
         patches = hidden[:, num_prefix:]
         # A view in channels-last order: tokens already lie that way, no copy is made.
         image = patches.unflatten(1, grid).permute(0, 3, 1, 2)
-        scales = torch.cat([self.branch1(image), self.branch2(image), self.branch3(image)], dim=1)
+        one = self.branch1.before_relu(image)
+        three = self.branch2[1].before_relu(self.branch2[0](image))
+        five = self.branch3[1].before_relu(self.branch3[0](image))
+        # One ReLU over all three: backward then keeps its result once, not before and after the concatenation.
+        scales = F.relu(torch.cat([one, three, five], dim=1), inplace=True)
         mixed = scales.permute(0, 2, 3, 1).flatten(1, 2) + patches
         if num_prefix:
             mixed = torch.cat([2 * hidden[:, :num_prefix], mixed], dim=1)

@@ -63,6 +63,14 @@ class BoqRound(nn.Module):
         answers = self.cross_attn(self.norm_q(queries), tokens, tokens, need_weights=False)[0]
         return tokens, self.norm_out(answers)
 
+    def attention(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, P, C) -> the encoded tokens, and (B, P) the mean attention that the queries pay to each."""
+        tokens = self.encoder(tokens)
+        queries = self.queries.expand(len(tokens), -1, -1)
+        queries = self.norm_q(queries + self.self_attn(queries, queries, queries, need_weights=False)[0])
+        _, weights = self.cross_attn(queries, tokens, tokens, need_weights=True)
+        return tokens, weights.mean(dim=1)
+
 
 class BoqHead(nn.Module):
     """3x3 convolution, LayerNorm, rounds of queries, one linear map over all queries, unit length."""
@@ -79,11 +87,23 @@ class BoqHead(nn.Module):
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, P, C) normalised patch tokens -> (B, channels * rows) of unit length, channel major."""
-        image = tokens.unflatten(1, grid).permute(0, 3, 1, 2)
-        tokens = self.norm_input(self.proj_c(image).flatten(2).transpose(1, 2))
+        tokens = self._project(tokens, grid)
         answers = []
         for one_round in self.boqs:
             tokens, answer = one_round(tokens)
             answers.append(answer)
         rows = self.fc(torch.cat(answers, dim=1).transpose(1, 2))  # (B, channels, rows)
         return F.normalize(rows.flatten(1).float(), dim=-1)
+
+    def patch_shares(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, P, C) tokens -> (B, P): the attention all queries of all rounds pay to each patch; sums to 1."""
+        tokens = self._project(tokens, grid)
+        shares = []
+        for one_round in self.boqs:
+            tokens, attention = one_round.attention(tokens)
+            shares.append(attention)
+        return torch.stack(shares).mean(dim=0)
+
+    def _project(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        image = tokens.unflatten(1, grid).permute(0, 3, 1, 2)
+        return self.norm_input(self.proj_c(image).flatten(2).transpose(1, 2))

@@ -39,6 +39,32 @@ class GemHead(nn.Module):
         # In float32: a norm taken in bfloat16 would leave descriptors up to 0.2 % too long or too short.
         return F.normalize(self.reduce(generalised_mean(features, self.p)).float(), dim=-1)
 
+    def patch_shares(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, P, C) tokens -> (B, P): what each patch gives to the descriptor; see `gem_shares`."""
+        features = F.normalize(self.project(tokens), dim=-1)
+        mean = generalised_mean(features, self.p)
+        direction = F.normalize(self.reduce(mean), dim=-1)  # (B, D)
+        return gem_shares(features, self.p, direction @ self.reduce.weight)
+
+
+def gem_shares(features: Tensor, p: Tensor, weight: Tensor) -> Tensor:
+    """Divide weight . mean, a linear function of the generalised mean, among the patches.
+
+    The generalised mean of a channel is homogeneous of degree 1, so by Euler's theorem it is the sum over patches
+    of feature times derivative: each patch's share of its p-th powers. Nothing is left over or counted twice.
+
+    Args:
+        features: (B, P, C).
+        p:        exponent.
+        weight:   (B, C) weight of each channel.
+
+    Returns:
+        (B, P) with sum over patches = (weight * generalised_mean).sum over channels; a share may be negative.
+    """
+    powers = features.float().clamp(min=EPS).pow(p)
+    share = powers / powers.sum(dim=1, keepdim=True)
+    return torch.einsum("bpc,bc->bp", share, weight.float() * generalised_mean(features, p))
+
 
 def generalised_mean(features: Tensor, p: Tensor) -> Tensor:
     """(B, P, C) -> (B, C): (mean over patches of max(feature, 1e-6) ^ p) ^ (1 / p), in float32."""

@@ -82,13 +82,23 @@ def open_inputs(uri: str, preprocess: PreprocessConfig) -> PhotoInputs | ArrayIn
     """
     if uri.lower().endswith(".npy"):
         return ArrayInputs(uri, _read_array(uri))
+    return PhotoInputs(list_photos(uri), preprocess)
+
+
+def list_photos(uri: str) -> list[str]:
+    """The photo at `uri`, or the photos in the folder at `uri` and below, in order of names.
+
+    Raises:
+        StorageError: there is nothing at `uri`.
+        DataError: the folder holds no photo.
+    """
     files = storage.list_files(uri)
     if files == [storage.resolve(uri)]:
-        return PhotoInputs(files, preprocess)
+        return files
     photos = [file for file in files if file.lower().endswith(PHOTO_SUFFIXES)]
     if not photos:
         raise DataError(f"{storage.resolve(uri)} holds no photo ({', '.join(PHOTO_SUFFIXES)})")
-    return PhotoInputs(photos, preprocess)
+    return photos
 
 
 def _read_array(uri: str) -> np.ndarray:

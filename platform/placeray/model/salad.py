@@ -67,6 +67,12 @@ class SaladHead(nn.Module):
         parts.append(F.normalize(clusters, dim=1).flatten(1))
         return F.normalize(torch.cat(parts, dim=-1), dim=-1)
 
+    def patch_shares(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, 1 + P, C) tokens -> (B, P): how much of each patch reaches a cluster and not the dustbin."""
+        image = tokens[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2)
+        scores = self.score(image).flatten(2).float()
+        return assign_to_clusters(scores, self.dust_bin, self.iterations).sum(dim=1)
+
 
 def assign_to_clusters(scores: Tensor, dust_bin: Tensor, iterations: int) -> Tensor:
     """Soft assignment of patches to clusters by log-domain Sinkhorn.
