@@ -180,6 +180,8 @@ def _open(name: str, tracking: TrackingConfig, resume_key: str | None) -> _Mlflo
     try:
         import mlflow
 
+        if uri.startswith(_SQLITE):
+            Path(uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         mlflow.set_tracking_uri(uri)
@@ -200,12 +202,10 @@ def _open(name: str, tracking: TrackingConfig, resume_key: str | None) -> _Mlflo
 
 
 def resolved_uri(uri: str) -> str:
-    """A sqlite path made absolute, its folder created; any other uri as it is."""
+    """A sqlite path made absolute; any other uri as it is."""
     if not uri.startswith(_SQLITE):
         return uri
-    path = Path(storage.resolve(uri.removeprefix(_SQLITE)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return f"{_SQLITE}{path}"
+    return _SQLITE + storage.resolve(uri.removeprefix(_SQLITE))
 
 
 def _experiment(client: "MlflowClient", tracking: TrackingConfig) -> str:

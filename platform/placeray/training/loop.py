@@ -161,7 +161,7 @@ class _Run:
                 and self.progress.step_in_epoch < self.feed.steps_per_epoch
             ):
                 self.listener.snapshot(self.snapshot())
-        if meter.last is not None:
+        if meter.last is not None and meter.has_news:
             self.listener.steps(self._report(number, meter.last, meter))
         self.progress.epoch, self.progress.step_in_epoch = number + 1, 0
         self._close_epoch(meter)
@@ -238,6 +238,10 @@ class _Meter:
     @property
     def since_report(self) -> float:
         return time.monotonic() - self._mark[0]
+
+    @property
+    def has_news(self) -> bool:
+        return len(self._losses) > self._mark[3]
 
     def waiting_for(self, batches: Iterable[Any]) -> Iterable[Any]:
         iterator = iter(batches)
