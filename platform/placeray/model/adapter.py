@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 ConvStart = Literal["reference", "small", "random"]
 
@@ -58,16 +59,25 @@ class MultiConvAdapter(nn.Module):
             (B, T, C); there is no outer skip.
         """
         hidden = F.relu(self.down(tokens), inplace=True)
-        num_prefix = hidden.shape[1] - grid[0] * grid[1]
-        patches = hidden[:, num_prefix:]
+        patches = hidden[:, hidden.shape[1] - grid[0] * grid[1] :]
         # A view in channels-last order: tokens already lie that way, no copy is made.
         image = patches.unflatten(1, grid).permute(0, 3, 1, 2)
         one = self.branch1.before_relu(image)
         three = self.branch2[1].before_relu(self.branch2[0](image))
         five = self.branch3[1].before_relu(self.branch3[0](image))
-        # One ReLU over all three: backward then keeps its result once, not before and after the concatenation.
+        # One ReLU over all three, so that backward keeps its result once, not before and after the concatenation.
         scales = F.relu(torch.cat([one, three, five], dim=1), inplace=True)
-        mixed = scales.permute(0, 2, 3, 1).flatten(1, 2) + patches
+        if not torch.is_grad_enabled():
+            return self._expand(hidden, scales)
+        # Both terms are kept for backward anyway; their sum is added up again there instead of being kept as well.
+        # That takes a sixth off what an adapter keeps, at the price of one addition: checkpoint stops before `up`.
+        return checkpoint(self._expand, hidden, scales, use_reentrant=False, preserve_rng_state=False)
+
+    def _expand(self, hidden: Tensor, scales: Tensor) -> Tensor:
+        """Hidden tokens (B, T, C / 2) plus what the convolutions made of the patches (B, C / 2, rows, columns)."""
+        from_scales = scales.permute(0, 2, 3, 1).flatten(1, 2)
+        num_prefix = hidden.shape[1] - from_scales.shape[1]
+        mixed = from_scales + hidden[:, num_prefix:]
         if num_prefix:
             mixed = torch.cat([2 * hidden[:, :num_prefix], mixed], dim=1)
         return self.up(mixed)

@@ -1,0 +1,264 @@
+"""One training step of the float and hash recipes against the alternatives, same photos, same machine.
+
+    python benchmarks/train_step.py [--batch 8] [--rounds 3] [--backbone vit_base_patch14_dinov2] [--size 224]
+
+frozen forward      the backbone alone, no gradients
+float, hash         our recipes
+two branches        the hash recipe as published: the frozen float branch is computed and thrown away
+in-block adapters   the same adapters inside the blocks, so that gradients pass through the frozen backbone
+full fine-tune      every weight of the backbone is trained, with the same head
+                    (these two with attention as the published backbone writes it; `fused` with torch's own kernel)
+published adapter   the float recipe with adapters as published: channels-first copies, the cls token carried along
+recomputed adapter  the float recipe with adapters that keep only their input and compute the rest again in backward
+
+Photos and weights are random. `_saved` ratios compare the bytes kept for backward. Takes about five minutes.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import measure
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from placeray.losses import LossConfig, recipe_loss
+from placeray.model.adapter import MultiConvAdapter
+from placeray.model.backbone import BackboneConfig
+from placeray.model.gem import GemConfig
+from placeray.model.precision import autocast
+from placeray.model.recipes import RECIPES, RecipeName, prepare
+from placeray.model.selavpr import Descriptors, ModelConfig, SelaVPR, build_model
+
+PHOTOS_PER_PLACE = 4
+TARGETS = {
+    "float_vs_full_finetune": "<= 0.44",
+    "float_vs_full_finetune_saved": "<= 0.15",
+    "float_vs_inblock_adapters": "<= 0.60",
+    "hash_vs_two_branch": "<= 0.92",
+    "float_vs_frozen_forward": "<= 1.42",
+    "bf16_vs_fp32": "<= 0.47",
+}
+
+Step = Callable[[], None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--backbone", default="vit_base_patch14_dinov2")
+    parser.add_argument("--size", type=int, default=224)
+    given = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    images = torch.randn(given.batch, 3, given.size, given.size, device=device)
+    model, steps = make_steps(given.backbone, images)
+    weights = {value.untyped_storage().data_ptr() for value in model.parameters()}
+    seconds = measure.alternate(
+        {name: synchronised(step, device) for name, step in steps.items()}, given.rounds
+    )
+    saved = {name: saved_bytes(step, weights) for name, step in steps.items()}
+    measure.finish(
+        "train_step",
+        ratios(seconds, saved),
+        TARGETS,
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+        saved_mb={name: round(value / 2**20) for name, value in saved.items()},
+        photos_per_s={name: round(given.batch / value, 2) for name, value in seconds.items()},
+        setting={**vars(given), "device": device, "threads": torch.get_num_threads()},
+    )
+
+
+def ratios(seconds: dict[str, float], saved: dict[str, int]) -> dict[str, float]:
+    found = {
+        "float_vs_full_finetune": seconds["float"] / seconds["full fine-tune"],
+        "float_vs_full_finetune_saved": saved["float"] / saved["full fine-tune"],
+        "float_vs_full_finetune_fused": seconds["float"] / seconds["full fine-tune fused"],
+        "float_vs_full_finetune_fused_saved": saved["float"] / saved["full fine-tune fused"],
+        "float_vs_inblock_adapters": seconds["float"] / seconds["in-block adapters"],
+        "float_vs_inblock_adapters_saved": saved["float"] / saved["in-block adapters"],
+        "hash_vs_two_branch": seconds["hash"] / seconds["two branches"],
+        "float_vs_frozen_forward": seconds["float"] / seconds["frozen forward"],
+        "bf16_vs_fp32": seconds["float bf16"] / seconds["float"],
+        "float_vs_published_adapter": seconds["float"] / seconds["published adapter"],
+        "float_vs_published_adapter_saved": saved["float"] / saved["published adapter"],
+        "recomputed_vs_float": seconds["recomputed adapter"] / seconds["float"],
+        "recomputed_vs_float_saved": saved["recomputed adapter"] / saved["float"],
+    }
+    return found
+
+
+def make_steps(backbone: str, images: Tensor) -> tuple[SelaVPR, dict[str, Step]]:
+    """Every way to make one step: forward, loss, backward."""
+    labels = torch.arange(len(images), device=images.device) // PHOTOS_PER_PLACE
+    config = ModelConfig(
+        backbone=BackboneConfig(name=backbone), float_head=GemConfig(), hash_bits=512, conv_start="random"
+    )
+    model = build_model(config).to(images.device).train()
+    stir(model)
+    frozen = partial(frozen_forward, model, images)
+    with_recipe = partial(recipe_step, model, images, labels)
+    return model, {
+        "frozen forward": frozen,
+        "float": partial(with_recipe, "float"),
+        "float bf16": partial(with_recipe, "float", precision="bf16"),
+        "hash": partial(with_recipe, "hash"),
+        "two branches": partial(with_recipe, "hash", reference=True),
+        "in-block adapters": partial(inblock_step, model, images, labels),
+        "full fine-tune": partial(full_step, model, images, labels, fused=False),
+        "full fine-tune fused": partial(full_step, model, images, labels, fused=True),
+        "published adapter": partial(published_step, model, images, labels),
+        "recomputed adapter": partial(recomputed_step, model, images, labels),
+    }
+
+
+@torch.no_grad()
+def stir(model: SelaVPR) -> None:
+    """Adapters start at zero; give them something to do, as after some training."""
+    for module in model.modules():
+        if isinstance(module, MultiConvAdapter):
+            nn.init.trunc_normal_(module.up.weight, std=0.02)
+
+
+@torch.no_grad()
+def frozen_forward(model: SelaVPR, images: Tensor) -> None:
+    for _ in model.backbone.streams(images):
+        pass
+
+
+def recipe_step(
+    model: SelaVPR,
+    images: Tensor,
+    labels: Tensor,
+    recipe: RecipeName,
+    precision: str = "fp32",
+    reference: bool = False,
+) -> None:
+    """What `training` does for one batch, without the optimizer."""
+    prepare(model, recipe, reference=reference)
+    with autocast(precision, images.device):  # type: ignore[arg-type]
+        found = model(images)
+    learn(model, found, labels, recipe)
+
+
+def inblock_step(model: SelaVPR, images: Tensor, labels: Tensor) -> None:
+    """x <- block(x) + adapter(block(x)): the usual place of adapters."""
+    prepare(model, "float")
+    backbone, branch, grid = model.backbone, model.float_branch, model.backbone.grid(images)
+    assert branch is not None
+    tokens = next(backbone.streams(images))
+    with attention(model, fused=False):
+        for block, adapter in zip(backbone.vit.blocks, branch.adapters, strict=True):
+            tokens = block(tokens)
+            tokens = tokens + adapter(tokens, grid)
+    described = branch.head(backbone.norm(tokens)[:, backbone.num_prefix_tokens :], grid)
+    learn(model, Descriptors(described, None, None), labels, "float")
+
+
+def full_step(model: SelaVPR, images: Tensor, labels: Tensor, fused: bool) -> None:
+    """The backbone itself is trained; the head stands on its last tokens."""
+    prepare(model, "float")
+    backbone, branch = model.backbone, model.float_branch
+    assert branch is not None
+    backbone.vit.requires_grad_(True)
+    try:
+        with attention(model, fused):
+            *_, last = backbone.streams(images)
+        described = branch.head(backbone.norm(last)[:, backbone.num_prefix_tokens :], backbone.grid(images))
+        learn(model, Descriptors(described, None, None), labels, "float")
+    finally:
+        backbone.vit.requires_grad_(False)
+
+
+def published_step(model: SelaVPR, images: Tensor, labels: Tensor) -> None:
+    with forward_replaced(published_adapter):
+        backbone, branch, grid = model.backbone, model.float_branch, model.backbone.grid(images)
+        assert branch is not None
+        prepare(model, "float")
+        total, *streams = backbone.streams(images)
+        for adapter, stream in zip(branch.adapters, streams, strict=True):
+            total = total + adapter(total + stream, grid)
+        described = branch.head(backbone.norm(total)[:, backbone.num_prefix_tokens :], grid)
+        learn(model, Descriptors(described, None, None), labels, "float")
+
+
+def published_adapter(self: MultiConvAdapter, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    hidden = F.relu(self.down(tokens))
+    num_prefix = hidden.shape[1] - grid[0] * grid[1]
+    image = hidden[:, num_prefix:].transpose(1, 2).reshape(len(hidden), -1, *grid)
+    scales = torch.cat([self.branch1(image), self.branch2(image), self.branch3(image)], dim=1)
+    mixed = torch.cat([hidden[:, :num_prefix], scales.flatten(2).transpose(1, 2)], dim=1)
+    return self.up(mixed + hidden)
+
+
+def recomputed_step(model: SelaVPR, images: Tensor, labels: Tensor) -> None:
+    plain = MultiConvAdapter.forward
+
+    def recomputed(self: MultiConvAdapter, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        return checkpoint(plain, self, tokens, grid, use_reentrant=False)
+
+    with forward_replaced(recomputed):
+        recipe_step(model, images, labels, "float")
+
+
+@contextmanager
+def attention(model: SelaVPR, fused: bool) -> Iterator[None]:
+    """Attention by torch's kernel, or by an explicit softmax matrix, which is kept for backward."""
+    blocks = model.backbone.vit.blocks
+    before = [block.attn.fused_attn for block in blocks]
+    for block in blocks:
+        block.attn.fused_attn = fused
+    try:
+        yield
+    finally:
+        for block, value in zip(blocks, before, strict=True):
+            block.attn.fused_attn = value
+
+
+@contextmanager
+def forward_replaced(forward: Callable[..., Tensor]) -> Iterator[None]:
+    plain = MultiConvAdapter.forward
+    MultiConvAdapter.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        MultiConvAdapter.forward = plain  # type: ignore[method-assign]
+
+
+def learn(model: SelaVPR, found: Descriptors, labels: Tensor, recipe: RecipeName) -> None:
+    model.zero_grad(set_to_none=True)
+    recipe_loss(found, labels, RECIPES[recipe].loss_sees, LossConfig()).total.backward()
+
+
+def synchronised(step: Step, device: str) -> Step:
+    def run() -> None:
+        step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def saved_bytes(step: Step, weights: set[int]) -> int:
+    """Bytes kept for backward, each storage once; those of the weights are not counted."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    return sum(kept.values())
+
+
+if __name__ == "__main__":
+    main()
