@@ -157,3 +157,27 @@ def test_the_convert_job(form, checkpoint, tmp_path, monkeypatch, repository, ca
     assert "code branch    16 bits" in said
     total = sum(value.numel() for value in loaded.model.parameters())
     assert f"{total:>11,} in all" in said
+
+
+@pytest.mark.slow
+def test_a_compiled_model_describes_alike(make_model, images) -> None:
+    """Any shape and both sets of branches; compiling takes a minute."""
+    model = make_model("gem", 16)
+    config = EmbedConfig(batch_size=4, compile=True)
+    for size in (56, 70):
+        inputs = Batches(torch.nn.functional.interpolate(images, size=(size, 56)))
+        found = describe_inputs(model, inputs, config)
+        expected = describe_inputs(model, inputs, config.model_copy(update={"compile": False}))
+        np.testing.assert_allclose(found.float, expected.float, atol=1e-5)
+        assert np.unpackbits(found.codes ^ expected.codes).sum() <= 1
+
+
+class Batches:
+    """Inputs that are at hand."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.images = images
+
+    def batches(self, batch_size: int):
+        """(B, 3, H, W)."""
+        yield from self.images.split(batch_size)
