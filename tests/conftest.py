@@ -1,9 +1,11 @@
 """What all tests share: quiet Ray settings, a real local Ray, and where the real photos are."""
 
 import os
+import runpy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -54,3 +56,31 @@ def real_data() -> Path:
             f"no real photos at {folder}; set PLACERAY_REAL_DATA to the folder that holds gardens_point/"
         )
     return folder
+
+
+class RunJob(Protocol):
+    """Run `jobs/<name>.py --config jobs/configs/<name>/<config>.yaml --set ...` and return what it printed."""
+
+    def __call__(self, name: str, config: str, *values: str) -> str: ...
+
+
+@pytest.fixture
+def run_job(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> RunJob:
+    """Job scripts in this process, on the Ray of the session; their relative paths count from a new folder."""
+    request.getfixturevalue("ray_session")
+    monkeypatch.setenv("PLACERAY_ROOT", str(tmp_path))
+
+    def run(name: str, config: str, *values: str) -> str:
+        arguments = ["--config", str(REPOSITORY / "jobs" / "configs" / name / f"{config}.yaml")]
+        arguments += [part for value in values for part in ("--set", value)]
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        capsys.readouterr()
+        runpy.run_path(str(REPOSITORY / "jobs" / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
