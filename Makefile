@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: venv  ## the whole path on a drawn city: draw, normalize, train, embed, index, evaluate, localize
-	$(BIN)/python jobs/demo.py
+	$(BIN)/python jobs/demo.py --config jobs/configs/demo/toy.yaml $(DEMO)
 
 test: venv  ## the suite that CI runs
 	$(BIN)/python -m pytest -m "not slow"

@@ -8,6 +8,7 @@ Prints a table, or JSON on stdout; the closing line goes to stderr then.
 
 import dataclasses
 import json
+import os
 import sys
 import time
 
@@ -53,7 +54,7 @@ def lines_of(item: Located) -> list[str]:
             "one match" if spot.spread_m is None else f"{spot.matches} matches within {spot.spread_m:.0f} m"
         )
         where = f"{spot.lat:.6f}, {spot.lon:.6f} (from {agree})"
-    lines = [item.photo, f"  position {where}   confidence {sure}"]
+    lines = [os.path.basename(item.photo), f"  position {where}   confidence {sure}"]
     lines.append(f"  {'':>4} {'similarity':>10} {'bits':>5} {'lat':>11} {'lon':>12} {'frame':>7}  photo")
     for rank, match in enumerate(item.matches, start=1):
         spot_text = [f"{value:.6f}" if value is not None else "-" for value in (match.lat, match.lon)]
@@ -61,7 +62,7 @@ def lines_of(item: Located) -> list[str]:
         frame = "-" if match.frame is None else str(match.frame)
         lines.append(
             f"  {rank:>4} {match.similarity:>10.3f} {bits:>5} {spot_text[0]:>11} {spot_text[1]:>12} "
-            f"{frame:>7}  {match.source_uri}"
+            f"{frame:>7}  {os.path.basename(match.source_uri)}"
         )
     return [*lines, ""]
 

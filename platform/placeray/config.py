@@ -50,7 +50,9 @@ def parse_job(cls: type[C], doc: str | None, argv: Sequence[str] | None = None) 
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
         help="replace one value, with dots between levels; the value is read as YAML; repeatable",
     )  # fmt: skip
-    parser.add_argument("--print", action="store_true", dest="show", help="print the resolved config and stop")
+    parser.add_argument(
+        "--print", action="store_true", dest="show", help="print the resolved config and stop"
+    )
     arguments = parser.parse_args(argv)
     try:
         job = load_config(cls, arguments.config, arguments.overrides)

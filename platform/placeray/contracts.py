@@ -81,7 +81,9 @@ def validate_table(table: pa.Table | pa.Schema, name: str) -> None:
     if schema.names != expected:
         missing = [column for column in expected if column not in schema.names]
         extra = [column for column in schema.names if column not in expected]
-        problem = f"missing {missing}, unexpected {extra}" if missing or extra else f"in the order {schema.names}"
+        problem = (
+            f"missing {missing}, unexpected {extra}" if missing or extra else f"in the order {schema.names}"
+        )
         raise ContractError(f"{name}: the columns do not fit the contract: {problem}")
     for column in columns:
         _check_type(name, column, schema.field(column["name"]).type)
@@ -135,11 +137,15 @@ def _field(column: Mapping[str, Any], vector_sizes: Mapping[str, int]) -> pa.Fie
     kind = column["type"]
     if kind == "list<struct>":
         struct = pa.struct([_field(inner, vector_sizes) for inner in column["fields"]])
-        return pa.field(column["name"], pa.list_(pa.field("item", struct, nullable=False)), column["nullable"])
+        return pa.field(
+            column["name"], pa.list_(pa.field("item", struct, nullable=False)), column["nullable"]
+        )
     if kind in _VECTORS:
         if column["name"] not in vector_sizes:
             raise ContractError(f"column {column['name']} is a vector: state its length in vector_sizes")
-        return pa.field(column["name"], pa.list_(_VECTORS[kind], vector_sizes[column["name"]]), column["nullable"])
+        return pa.field(
+            column["name"], pa.list_(_VECTORS[kind], vector_sizes[column["name"]]), column["nullable"]
+        )
     return pa.field(column["name"], _SCALARS[kind], column["nullable"])
 
 
@@ -149,7 +155,9 @@ def _check_type(name: str, column: Mapping[str, Any], actual: pa.DataType) -> No
     else:
         fits = _without_nullability(actual) == _without_nullability(_field(column, {}).type)
     if not fits:
-        raise ContractError(f"{name}: column {column['name']} is {actual}, the contract says {column['type']}")
+        raise ContractError(
+            f"{name}: column {column['name']} is {actual}, the contract says {column['type']}"
+        )
 
 
 def _without_nullability(kind: pa.DataType) -> pa.DataType:

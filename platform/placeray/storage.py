@@ -134,7 +134,9 @@ def read_json(uri: str) -> Any:
     try:
         return json.loads(read_bytes(uri))
     except ValueError as error:
-        raise StorageError(f"{resolve(uri)} is not valid JSON ({error}); it is damaged, make it again") from None
+        raise StorageError(
+            f"{resolve(uri)} is not valid JSON ({error}); it is damaged, make it again"
+        ) from None
 
 
 def write_json(uri: str, value: Any) -> None:

@@ -136,8 +136,9 @@ class EvalReport:
             num_with_positive=document["queries"]["with_positive"],
             shortlist=document["shortlist"],
             methods={
-                method: _method_from(part, document["queries"])
-                for method, part in document["methods"].items()
+                method: _method_from(document["methods"][method], document["queries"])
+                for method in METHOD_TITLES  # the order of the document is that of its keys
+                if method in document["methods"]
             },
             confidence=Calibration.from_document(confidence) if confidence else None,
             confidence_note=document["confidence_note"],

@@ -31,8 +31,8 @@ def print_summary(folder: str, console: Console | None = None) -> None:
     before, after = read_comparison(folder)
     out = console or Console()
     table = Table(
-        title=f"Of {after.num_queries} photos of places never seen in training, how many were recognised "
-        f"(best of {after.map.photos} map photos within the rule, recall@1)",
+        title=f"{after.num_queries} photos of places never seen in training, asked of a map of {after.map.photos} "
+        "photos: how often the first answer is the right place (recall@1)",
         title_justify="left",
     )
     table.add_column("way to search")

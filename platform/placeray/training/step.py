@@ -141,7 +141,8 @@ class TrainStep:
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss became {value} at learning rate {self.optimizer.param_groups[0]['lr']:.3g} in "
-                f"{self.precision}; lower optimizer.lr, set optimizer.clip_norm or use fp32 (the last checkpoint is kept)"
+                f"{self.precision}; lower optimizer.lr, set optimizer.clip_norm or use fp32 (the last "
+                "checkpoint is kept)"
             )
 
 
