@@ -24,7 +24,7 @@ demo: venv  ## the whole path on a drawn city: draw, normalize, train, embed, in
 	$(BIN)/python jobs/demo.py --config jobs/configs/demo/toy.yaml $(DEMO)
 
 test: venv  ## the suite that CI runs
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations 15
 
 test-all: venv  ## every test, the slow ones too
 	$(BIN)/python -m pytest

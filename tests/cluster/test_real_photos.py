@@ -13,6 +13,7 @@ pytest.importorskip("ray")
 
 pytestmark = pytest.mark.real
 
+ONE = "num_workers=1"
 CHECKPOINT = "checkpoint=runs/toy/checkpoints/untrained"
 
 
@@ -32,10 +33,10 @@ def test_from_photos_to_recall_and_matches(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("PLACERAY_REAL_DATA", str(real_data))
-    assert "rejected 0" in run_job("normalize", name)
+    assert "rejected 0" in run_job("normalize", name, ONE)
     run_job("untrained", "toy")
-    run_job("embed", f"{name}_database", CHECKPOINT)
-    run_job("embed", f"{name}_queries", CHECKPOINT)
+    run_job("embed", f"{name}_database", CHECKPOINT, ONE)
+    run_job("embed", f"{name}_queries", CHECKPOINT, ONE)
     run_job("index", name)
     printed = run_job("evaluate", name, "tracking.enabled=false")
 

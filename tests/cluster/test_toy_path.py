@@ -15,6 +15,7 @@ QUICK = ["train.epochs=1", "train.places_per_batch=4", "train.validation.sets=[]
 CITY = [
     "output=runs/toy/city", "city.evaluation={places: 30, database_photos: 2, queries: 1, distractor_places: 10}",
 ]  # fmt: skip
+ONE = "num_workers=1"  # a worker's start, which imports torch, costs more than the work of a tiny city
 OF_UNTRAINED = "checkpoint=runs/toy/checkpoints/untrained"
 BEFORE = "runs/toy/untrained"
 
@@ -23,16 +24,16 @@ def steps() -> list[tuple[str, ...]]:
     """The steps of jobs/demo.py with their small settings."""
     return [
         ("draw_city", "tiny", *CITY),
-        ("normalize", "toy"),
+        ("normalize", "toy", ONE),
         ("untrained", "toy"),
         ("train", "toy", *QUICK),
         ("train", "toy_hash", *QUICK),
-        ("embed", "toy_database"),
-        ("embed", "toy_queries"),
-        ("embed", "toy_database", OF_UNTRAINED, f"output={BEFORE}/descriptors/database"),
-        ("embed", "toy_queries", OF_UNTRAINED, f"output={BEFORE}/descriptors/queries"),
-        ("index", "toy"),
-        ("index", "toy", f"descriptors={BEFORE}/descriptors/database", f"output={BEFORE}/map"),
+        ("embed", "toy_database", ONE),
+        ("embed", "toy_queries", ONE),
+        ("embed", "toy_database", ONE, OF_UNTRAINED, f"output={BEFORE}/descriptors/database"),
+        ("embed", "toy_queries", ONE, OF_UNTRAINED, f"output={BEFORE}/descriptors/queries"),
+        ("index", "toy", ONE),
+        ("index", "toy", ONE, f"descriptors={BEFORE}/descriptors/database", f"output={BEFORE}/map"),
         ("evaluate", "toy"),
     ]
 
