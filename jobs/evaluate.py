@@ -11,7 +11,7 @@ from placeray.config import parse_job, run_main
 from placeray.evaluation.console import print_recall
 from placeray.evaluation.run import run_evaluation
 from placeray.jobspecs.evaluate import EvaluateJob
-from placeray.tracking import tracked_run
+from placeray.tracking.runs import tracked_run
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from placeray.cluster.training import TrainReport, finished_report, identified, 
 from placeray.config import parse_job, run_main
 from placeray.jobspecs.train import TrainJob
 from placeray.model.checkpoint import CARD_FILE
-from placeray.tracking import tracked_run
+from placeray.tracking.runs import tracked_run
 from placeray.training.run import RunSpec
 
 

@@ -1,4 +1,4 @@
-"""Runs, metrics and models in MLflow; the only file that imports it, and only when a run is opened.
+"""Runs, metrics and models in MLflow, imported only when a run is opened.
 
 A run that cannot be opened is an error before any work is done. Once it is open, nothing that MLflow does may cost a
 trained model: a failing call is reported once on stderr and the job goes on.
@@ -243,7 +243,7 @@ def _register(run_id: str, checkpoint: str, name: str) -> str:
         with mlflow.start_run(run_id=run_id):
             info = mlflow.pyfunc.log_model(
                 name=name,
-                loader_module="placeray.tracking",
+                loader_module="placeray.tracking.runs",
                 data_path=checkpoint,
                 signature=_signature(),
                 pip_requirements=[f"placeray=={_version()}", f"torch=={torch.__version__.split('+')[0]}"],
