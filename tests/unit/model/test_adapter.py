@@ -60,7 +60,12 @@ def slow_adapter(made: MultiConvAdapter, tokens: Tensor, grid: tuple[int, int]) 
 def test_equals_its_slow_twin(grid: tuple[int, int], num_prefix: int) -> None:
     made = adapter()
     tokens = torch.randn(2, num_prefix + grid[0] * grid[1], WIDTH)
-    torch.testing.assert_close(made(tokens, grid), slow_adapter(made, tokens, grid), rtol=1e-5, atol=1e-6)
+    before = tokens.clone()
+    expected = slow_adapter(made, tokens, grid)
+    torch.testing.assert_close(made(tokens, grid), expected, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(made(tokens, grid), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(tokens, before)  # what is done in place stays inside
 
 
 @pytest.mark.parametrize(("width", "parameters"), [(768, 762_768), (1024, 1_354_944)])
