@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from placeray import geo
+from placeray.overview.blocks import smallest_ids
 
 COLUMNS = (
     "image_id", "dataset", "split", "role", "city", "lat", "lon", "utm_east", "utm_north", "frame", "heading_deg",
@@ -38,8 +39,7 @@ class QuerySampler:
         """Look at rows of images/v1 (COLUMNS, file, row) of this source."""
         for role, best in self._best.items():
             rows = photos.filter(pc.equal(photos["role"], role))
-            smallest = pc.select_k_unstable(rows, self._num_samples, [("image_id", "ascending")])
-            found = best + photo_rows(rows.take(smallest))
+            found = best + photo_rows(smallest_ids(rows, self._num_samples))
             self._best[role] = sorted(found, key=lambda row: row.image_id)[: self._num_samples]
 
     @property

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from placeray import storage
@@ -45,6 +46,13 @@ def read_blocks(folder: str, columns: Sequence[str], num_rows: int) -> Iterator[
                     held = []
     if held:
         yield pa.concat_tables(held).unify_dictionaries()
+
+
+def smallest_ids(photos: pa.Table, num_rows: int) -> pa.Table:
+    """The rows of smallest image_id in its order: ids are hashes, so this is a sample that no order changes."""
+    if photos.num_rows <= num_rows:
+        return photos.sort_by("image_id")
+    return photos.take(pc.select_k_unstable(photos, num_rows, [("image_id", "ascending")]))
 
 
 def _with_place_in_file(table: pa.Table, uri: str, first: int) -> pa.Table:

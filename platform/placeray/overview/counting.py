@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from placeray.overview.blocks import smallest_ids
 from placeray.overview.figures import HEADING_BIN_DEG, NO_CITY
 
 COLUMNS = ("image_id", "dataset", "city", "split", "role", "lat", "lon", "heading_deg", "captured")
@@ -69,8 +70,7 @@ class PhotoCounter:
     def _sample(self, city: str, photos: pa.Table) -> None:
         known = self.dots.get(city)
         candidates = photos if known is None else pa.concat_tables([known, photos])
-        smallest = pc.select_k_unstable(candidates, self._dots_per_city, [("image_id", "ascending")])
-        self.dots[city] = candidates.take(smallest).combine_chunks()
+        self.dots[city] = smallest_ids(candidates, self._dots_per_city).combine_chunks()
 
 
 def _counts(values: pa.ChunkedArray) -> dict[str, int]:
