@@ -77,26 +77,31 @@ def _opening(overview: Overview) -> str:
 def _maps(maps: list[CityMap], missing: int) -> tuple[str, str]:
     if not maps:
         return "No photo has a latitude and longitude, so there is no map.", ""
+    roles = {role for city in maps for role in city.spots}
     keys = [
-        f'<span class="key"><i style="background:var(--{colour})"></i>{name}</span>'
-        for colour, name in (
-            ("main", "training"), ("base", "map"), ("other", "query"), ("right", "evaluation, on a training map")
-        )
-    ]  # fmt: skip
-    text = (
-        " ".join(keys)
-        + ' <span class="key"><i style="border:2px solid var(--wrong)"></i>leaking place</span>'
-    )
+        _key("main", "training") if "train" in roles else "",
+        _key("base", "map") if "database" in roles else "",
+        _key("other", "query") if "query" in roles else "",
+        _key("right", "evaluation, on a training map") if any(city.evaluation for city in maps) else "",
+        _key("wrong", "ring: leaking place") if any(len(city.rings) for city in maps) else "",
+    ]
+    text = " ".join(filter(None, keys))
     if missing:
         text += f" The {missing:,} smallest cities are left out."
     return text, f'<div class="panels">{"".join(map(draw_city, maps))}</div>'
 
 
+def _key(colour: str, name: str) -> str:
+    return f'<span class="key"><i style="background:var(--{colour})"></i>{name}</span>'
+
+
 def _leakage(overview: Overview) -> tuple[str, str]:
-    text = (
-        f"{html.escape(leakage_sentence(overview))} Distances are metres on the ellipsoid, the border counts as "
-        "inside; leakage.csv beside this page lists all places."
-    )
+    text = html.escape(leakage_sentence(overview))
+    if overview.pairs_compared:
+        text += (
+            " Distances are metres on the ellipsoid, the border counts as inside; leakage.csv beside this page "
+            "lists all places."
+        )
     return text, tables.leaks_tables(overview)
 
 

@@ -78,7 +78,7 @@ def query_row(source: str, finder: AnswerFinder, unit: str, width_px: int) -> Sh
             row.values["captured"],
             row.values["heading_deg"],
             row.values["frame"],
-            row.values["role"] if row.gap is None else f"{row.gap:.0f} {unit} away",
+            row.values["role"] if row.gap is None else f"{_gap(row.gap, unit)} away",
         )
         for row in (query, *finder.answers)
     ]
@@ -89,6 +89,11 @@ def query_row(source: str, finder: AnswerFinder, unit: str, width_px: int) -> Sh
         remark = "no map photo is a right answer" if finder.rule else "no right answers are stated"
     title = f"{'query' if is_query else 'map photo'} {query.image_id[:12]}"
     return SheetRow(source, title, position, photos, remark=remark)
+
+
+def _gap(gap: float, unit: str) -> str:
+    """`17 m`, `1 frame`, `2 frames`."""
+    return f"{gap:.0f} {unit.removesuffix('s') if round(gap) == 1 else unit}"
 
 
 def _images(rows: Sequence[PhotoRow]) -> dict[str, bytes]:

@@ -23,13 +23,14 @@ def _card(row: SheetRow) -> str:
 
 
 def _photo(photo: SheetPhoto) -> str:
-    note = f"<b>{html.escape(photo.note)}</b> " if photo.note else ""
-    facts = [_time(photo.captured).replace(" ", "&nbsp;")] if photo.captured else []
+    facts = [_time(photo.captured)] if photo.captured else []
     if photo.frame is not None:
-        facts.append(f"frame&nbsp;{photo.frame}")
+        facts.append(f"frame {photo.frame}")
     if photo.heading_deg is not None:
         arrow = f'<span class="north" style="transform:rotate({photo.heading_deg:.0f}deg)">↑</span>'
-        facts.append(f"{arrow}&nbsp;{photo.heading_deg:.0f}°")
+        facts.append(f"{arrow} {photo.heading_deg:.0f}°")
+    note = f"<b>{html.escape(photo.note)}</b> " if photo.note else ""
+    shown = " · ".join(f'<span class="fact">{fact}</span>' for fact in facts)
     alt = html.escape(f"Photo {photo.image_id[:12]}")
     if photo.image is None:
         picture = f'<span class="missing" role="img" aria-label="{alt}">photo not available</span>'
@@ -39,7 +40,7 @@ def _photo(photo: SheetPhoto) -> str:
         )
     return (
         f'<figure class="photo" title="{html.escape(photo.image_id)}">{picture}'
-        f"<figcaption>{note}{' · '.join(facts)}</figcaption></figure>"
+        f"<figcaption>{note}{shown}</figcaption></figure>"
     )
 
 

@@ -135,7 +135,7 @@ def test_the_page_holds_everything_and_runs_nothing(
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [
-        ({"kind": "frames", "window": 5}, "1 frames away"),
+        ({"kind": "frames", "window": 5}, "1 frame away"),
         ({"kind": "exact"}, "0 frames away"),
         (None, "no right answers"),
     ],
