@@ -62,6 +62,7 @@ def look(config: LookConfig, output: str, say: Say = print) -> Outcome:
     overview = _overview(config, roots, sources, leaks)
     say("drawing the page")
     page = render_page(overview, _maps(config, sources, leaks), _sheet(config, sources, finders))
+    storage.remove(storage.join(output, storage.MANIFEST))  # of an earlier look at other things
     storage.write_text(storage.join(output, LEAKS_FILE), _leaks_csv(leaks))
     storage.write_json(storage.join(output, FIGURES_FILE), overview.model_dump(mode="json"))
     storage.write_text(page_uri, page)
