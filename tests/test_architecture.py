@@ -24,6 +24,7 @@ def test_source_root_never_shadows_the_standard_library(repository: Path) -> Non
         ("placeray.training.loop", ("ray", "mlflow", "faiss")),
         ("placeray.datasets", ("torch", "ray", "mlflow", "faiss")),
         ("placeray.localization", ("ray", "mlflow")),
+        ("placeray.overview.look", ("torch", "ray", "mlflow", "faiss")),
     ],
 )
 def test_core_runs_without(repository: Path, room: str, banned: tuple[str, ...]) -> None:

@@ -84,6 +84,24 @@ def distance_m(lat1: npt.ArrayLike, lon1: npt.ArrayLike, lat2: npt.ArrayLike, lo
     return np.asarray(2 * EARTH_RADIUS_M * np.arcsin(np.sqrt(np.clip(half, 0.0, 1.0))))
 
 
+def earth_points(lat: npt.ArrayLike, lon: npt.ArrayLike) -> Floats:
+    """(n, 3) metres from the earth's centre (ECEF) of positions at height 0 on the WGS84 ellipsoid.
+
+    One frame for the whole earth: neighbours across a zone border or the antimeridian are neighbours here.
+    """
+    semi_major_m, eccentricity_squared = 6_378_137.0, 6.69437999014e-3
+    phi, theta = np.radians(np.asarray(lat, dtype=np.float64)), np.radians(np.asarray(lon, dtype=np.float64))
+    normal = semi_major_m / np.sqrt(1 - eccentricity_squared * np.sin(phi) ** 2)
+    return np.stack(
+        [
+            normal * np.cos(phi) * np.cos(theta),
+            normal * np.cos(phi) * np.sin(theta),
+            normal * (1 - eccentricity_squared) * np.sin(phi),
+        ],
+        axis=-1,
+    )
+
+
 def _by_projection(zones: Texts) -> list[tuple[pyproj.Proj, npt.NDArray[np.bool_]]]:
     """One projection per zone number and hemisphere, with the mask of its positions."""
     found: dict[tuple[int, bool], npt.NDArray[np.bool_]] = {}

@@ -23,9 +23,28 @@ def load_photos(folders: Sequence[str], image_ids: Collection[str]) -> dict[str,
     for folder in folders:
         manifest = storage.read_manifest(folder)
         for entry in manifest["files"]:
-            found.update(_photos_of_file(storage.join(folder, entry["path"]), wanted))
+            found.update(photos_of_file(storage.join(folder, entry["path"]), wanted))
             if len(found) == len(wanted):
                 return found
+    return found
+
+
+def photos_of_file(uri: str, image_ids: Sequence[str] | pa.Array) -> dict[str, bytes]:
+    """The same out of one file of images/v1."""
+    wanted = pa.array(image_ids, pa.string())
+    found: dict[str, bytes] = {}
+    with storage.open_read(uri) as file:
+        parquet = pq.ParquetFile(file)
+        for group in range(parquet.num_row_groups):
+            ids = parquet.read_row_group(group, columns=["image_id"]).column("image_id")
+            mask = pc.is_in(ids, value_set=wanted)
+            if not pc.any(mask).as_py():
+                continue
+            rows = parquet.read_row_group(group, columns=["image_id", "source_uri", "image"]).filter(mask)
+            for row in rows.to_pylist():
+                image = row["image"] if row["image"] is not None else _referenced(row["source_uri"])
+                if image is not None:
+                    found[row["image_id"]] = image
     return found
 
 
@@ -47,23 +66,6 @@ def thumbnails(photos: Mapping[str, bytes], *, width_px: int) -> dict[str, bytes
     """Thumbnails of those photos that are pictures."""
     small = {image_id: thumbnail(image, width_px=width_px) for image_id, image in photos.items()}
     return {image_id: image for image_id, image in small.items() if image is not None}
-
-
-def _photos_of_file(uri: str, wanted: pa.Array) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
-    with storage.open_read(uri) as file:
-        parquet = pq.ParquetFile(file)
-        for group in range(parquet.num_row_groups):
-            ids = parquet.read_row_group(group, columns=["image_id"]).column("image_id")
-            mask = pc.is_in(ids, value_set=wanted)
-            if not pc.any(mask).as_py():
-                continue
-            rows = parquet.read_row_group(group, columns=["image_id", "source_uri", "image"]).filter(mask)
-            for row in rows.to_pylist():
-                image = row["image"] if row["image"] is not None else _referenced(row["source_uri"])
-                if image is not None:
-                    found[row["image_id"]] = image
-    return found
 
 
 def _referenced(uri: str) -> bytes | None:
