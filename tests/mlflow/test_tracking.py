@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from placeray.tracking import runs as tracking_module
 from placeray.errors import DataError
 from placeray.jobspecs.tracking import TrackingConfig
 from placeray.model.backbone import BackboneConfig
@@ -19,6 +18,7 @@ from placeray.model.describe import describe
 from placeray.model.gem import GemConfig
 from placeray.model.preprocess import PreprocessConfig, decode_to_input
 from placeray.model.selavpr import ModelConfig, SelaVPR, build_model
+from placeray.tracking import runs as tracking_module
 from placeray.tracking.runs import Run, TrackingError, flat, tracked_run
 
 mlflow = pytest.importorskip("mlflow")
