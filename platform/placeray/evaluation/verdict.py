@@ -10,6 +10,8 @@ from placeray.errors import ConfigError
 from placeray.evaluation import words
 from placeray.evaluation.report import METHOD_TITLES, EvalReport, Method
 
+# 0.8 - 0.7 is a little less than 0.1; no set has so many queries that one is a share of this size.
+_ROUNDING = 1e-9
 Judged = Literal["best", "binary", "two_stage", "exhaustive"]
 
 
@@ -75,8 +77,7 @@ def judge(challenger: EvalReport, champion: EvalReport | None, config: JudgeConf
     other, reached = _figure(champion, config)
     name = "" if other == method else f" ({METHOD_TITLES[other].lower()})"
     said += f", the champion's{name} {words.percent(reached)}"
-    # Shares of whole queries: half of one is far above what floats lose and below any difference that counts.
-    enough = (recall - reached - config.margin) * queries > -0.5
+    enough = recall - reached >= config.margin - _ROUNDING
     sentence = (
         f"{said}; a gain of {words.points(recall - reached)}, asked for is {words.points(config.margin)}"
     )

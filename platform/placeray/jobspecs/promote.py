@@ -27,6 +27,7 @@ class PromoteJob(Config):
     challenger: str = Field(
         default="challenger",
         pattern=r"^[\w-]+$",
+        coerce_numbers_to_str=True,
         description="who wants to be promoted: an alias, or a version number",
     )
     champion: str = Field(
