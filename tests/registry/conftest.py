@@ -32,8 +32,6 @@ from placeray.model.preprocess import PreprocessConfig, decode_to_input
 from placeray.model.selavpr import ModelConfig, SelaVPR, build_model
 from placeray.tracking.store import open_store
 
-pytest.importorskip("mlflow")
-
 PLACES = 12
 PREPROCESS = PreprocessConfig(size_px=28)
 TINY: dict[str, Any] = {

@@ -130,6 +130,7 @@ def check_evidence(client: Any, name: str, work: Path) -> None:
     assert kept == {"page.html", "report.json", "baseline.json"}
     page = next(work.glob("drawn-test/reports/*/page.html")).read_text()
     assert "challenger, version" in page
+    assert "<img" in page
     maps = sorted(work.glob("drawn-test/*/map/v0001/manifest.json"))
     assert len(maps) == 2, "each model is described once, however often it is judged"
     assert all(read_json(str(path))["model"]["registered"]["name"] for path in maps)

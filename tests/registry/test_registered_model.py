@@ -169,6 +169,11 @@ def test_a_broken_photo_refuses_the_table_or_only_its_row(served: Any) -> None:
         ([{"array": np.zeros((3, 28))}], r"row 0: array is float64 \(3, 28\); wanted is uint8"),
         ([{"array": np.full((8, 8, 3), 300)}], "row 0: array is int64"),
         ([{"array": [[1], [1, 2]]}], "row 0: array is object"),
+        ([{"array": np.zeros((0, 8, 3), np.uint8)}], r"row 0: array is uint8 \(0, 8, 3\)"),
+        (
+            [{"array": np.zeros((3, 30, 28))}],
+            "row 0: the input is 30 x 28 pixels; its sides must be multiples",
+        ),
     ],
 )
 def test_what_is_no_photo_is_refused_in_one_sentence(

@@ -55,7 +55,8 @@ def compare(
     systems = [_system(item, evaluated, root, embed_config, workers) for item in contestants]
     benchmark = BenchmarkConfig(name=f"{evaluated.dataset}/{evaluated.split}", measure=measure)
     key = hashlib.sha256("\n".join(system.map for system in systems).encode()).hexdigest()[:16]
-    page = PageConfig(title=" against ".join(item.label for item in contestants[::-1]))
+    title = " against ".join(item.label for item in contestants[::-1])
+    page = PageConfig(title=title, images=(storage.join(evaluated.normalized, "images"),))
     return run_evaluation(benchmark, systems, page, storage.join(root, "reports", key))
 
 

@@ -11,7 +11,7 @@ from placeray.errors import PlacerayError
 from placeray.evaluation.verdict import Verdict
 from placeray.jobspecs.tracking import StoreConfig
 from placeray.tracking.registry import TAG, Version, alias_holder, find_version, set_alias, unpacked
-from placeray.tracking.store import open_store
+from placeray.tracking.store import explained, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,8 +59,9 @@ class Contest:
             "verdict": "passed" if verdict.passed else "refused",
             "verdict_sentence": verdict.sentence,
         }
-        for name, value in facts.items():
-            self.client.set_model_version_tag(version.name, version.version, f"{TAG}{name}", value)
+        with explained(f"record the verdict on {version}"):
+            for name, value in facts.items():
+                self.client.set_model_version_tag(version.name, version.version, f"{TAG}{name}", value)
 
     def promote(self) -> None:
         """Move the alias: one statement of the store, after which everybody sees the new champion.

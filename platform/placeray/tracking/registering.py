@@ -3,6 +3,7 @@
 The version is made in one step that carries its tags and its card; the alias follows last.
 """
 
+import contextlib
 import json
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from placeray.model.checkpoint import LoadedModel, identify, load_checkpoint
 from placeray.tracking.model_card import DESCRIPTION_CHARS, tags_of
 from placeray.tracking.model_package import local_checkpoint, pack
 from placeray.tracking.registry import CHALLENGER, TAG, Version, set_alias, version_of
+from placeray.tracking.store import explained
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,7 +62,7 @@ def register_checkpoint(
     """
     version = find_same(client, name, checkpoint)
     if version is None:
-        with local_checkpoint(checkpoint) as folder:
+        with local_checkpoint(checkpoint) as folder, explained(f"register {checkpoint} as {name}"):
             version = _create_version(client, folder, load_checkpoint(folder), name, run_id, statement)
     if alias is not None:
         set_alias(client, version, alias)
@@ -99,7 +101,8 @@ def _create_version(
             card = pack(packed, checkpoint, loaded, name, statement, record)
             client.log_model_artifacts(logged.model_id, packed)
     except BaseException:
-        client.finalize_logged_model(logged.model_id, "FAILED")
+        with contextlib.suppress(Exception):  # the store may be what failed
+            client.finalize_logged_model(logged.model_id, "FAILED")
         raise
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlparse
 from placeray import storage
 from placeray.jobspecs.tracking import StoreConfig
 from placeray.model.card import CARD_FILE, WEIGHTS_FILE, read_card
-from placeray.tracking.store import TrackingError, open_store, reason, resolved_uri
+from placeray.tracking.store import TrackingError, explained, open_store, reason, resolved_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -125,7 +125,8 @@ def alias_holder(client: "MlflowClient", name: str, alias: str) -> Version | Non
 
 def set_alias(client: "MlflowClient", version: Version, alias: str) -> None:
     """Let `models:/name@alias` mean this version from now on; one statement of the store, so all or nothing."""
-    client.set_registered_model_alias(version.name, alias, version.version)
+    with explained(f"give {version} the alias {alias}"):
+        client.set_registered_model_alias(version.name, alias, version.version)
 
 
 def unpacked(client: "MlflowClient", version: Version, store: StoreConfig) -> str:

@@ -94,14 +94,17 @@ class PhotoDescriber(PythonModel):
             if len(given) != 1:
                 raise DataError(f"it has {', '.join(given) or 'no photo'}; fill one of {', '.join(COLUMNS)}")
             kind, value = next(iter(given.items()))
-            if kind == "array":
-                return Row(_array_input(value, self._preprocess), None)
-            data = self._file(value) if kind == "path" else value
-            if not isinstance(data, bytes):
-                raise DataError(f"image is a {type(data).__name__}, not the bytes of a photo")
-            return Row(decode_to_input(data, self._preprocess), None)
+            made = _array_input(value, self._preprocess) if kind == "array" else self._photo(kind, value)
+            self._model.backbone.grid(made[None])  # says which sizes the network takes
+            return Row(made, None)
         except PlacerayError as error:
             return Row(None, f"row {number}: {error}")
+
+    def _photo(self, kind: str, value: Any) -> Tensor:
+        data = self._file(value) if kind == "path" else value
+        if not isinstance(data, bytes):
+            raise DataError(f"image is a {type(data).__name__}, not the bytes of a photo")
+        return decode_to_input(data, self._preprocess)
 
     def _file(self, path: Any) -> bytes:
         if os.environ.get(SERVING) == "true" and not self._config["serve_paths"]:
@@ -145,10 +148,10 @@ def _array_input(value: Any, preprocess: PreprocessConfig) -> Tensor:
         array = np.asarray(value)
     except ValueError:
         array = np.empty(0, dtype=object)  # rows of different lengths
-    whole = array.dtype.kind in "iu"
-    if array.ndim == 3 and whole and array.shape[2] == 3 and array.min() >= 0 and array.max() <= 255:
+    kind = array.dtype.kind if array.ndim == 3 and array.size else "none"
+    if kind in "iu" and array.shape[2] == 3 and array.min() >= 0 and array.max() <= 255:
         return to_input(Image.fromarray(array.astype(np.uint8)), preprocess)
-    if array.ndim == 3 and array.dtype.kind == "f" and array.shape[0] == 3:
+    if kind == "f" and array.shape[0] == 3:
         return torch.from_numpy(np.array(array, dtype=np.float32))
     raise DataError(
         f"array is {array.dtype} {array.shape}; wanted is uint8 (H, W, 3), RGB, or float32 (3, H, W), normalised"

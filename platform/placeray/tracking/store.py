@@ -1,7 +1,9 @@
 """The MLflow store of a job: where it is, and a client of it. MLflow is imported when one is opened, not before."""
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +53,17 @@ def open_store(uri: str) -> "MlflowClient":
         ) from None
     except Exception as error:
         raise TrackingError(f"cannot open the store {full}: {reason(error)}; correct tracking.uri") from None
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turns whatever the store raises in the block into one sentence: TrackingError `could not <what>: ...`."""
+    try:
+        yield
+    except PlacerayError:
+        raise
+    except Exception as error:
+        raise TrackingError(f"could not {what}: {reason(error)}") from None
 
 
 def resolved_uri(uri: str) -> str:
