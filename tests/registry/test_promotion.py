@@ -195,11 +195,12 @@ def test_killed_at_any_moment_the_old_champion_stays(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_on_ray_killed_whenever(
     client: Any, store: TrackingConfig, register: Register, good: Checkpoint, bad: Checkpoint,
     values: Callable[[str], list[str]], repository: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
-    """The real command, its whole process group killed after some seconds again and again, until it gets through."""
+    """The real command, killed after some seconds again and again, until it gets through."""
     name = "on-ray"
     settings = [*values(name), f"output={tmp_path}/work", f"tracking.uri={store.uri}", "num_workers=1"]
     register(name, bad)
@@ -207,8 +208,7 @@ def test_on_ray_killed_whenever(
     register(name, good)
     command = [sys.executable, str(repository / "jobs" / "promote.py")]
     command += [part for value in settings for part in ("--set", value)]
-    environment = {**os.environ, "PYTHONPATH": str(repository / "platform"), "RAY_TMPDIR": str(tmp_path)[:40]}
-    environment.pop("RAY_TMPDIR")
+    environment = {**os.environ, "PYTHONPATH": str(repository / "platform")}
     kills = 0
     for attempt in range(12):
         with open(tmp_path / "log", "wb") as log:
@@ -216,11 +216,12 @@ def test_on_ray_killed_whenever(
         with contextlib.suppress(subprocess.TimeoutExpired):
             assert job.wait(8 + 8 * attempt) == 0, (tmp_path / "log").read_text()[-3000:]
             break
-        assert champion(client, name) == "1"
         os.killpg(job.pid, signal.SIGKILL)
         job.wait(10)
-        assert champion(client, name) == "1"
         kills += 1
+        if champion(client, name) == "2":
+            break  # the kill came between the last step and the end of the process
+        assert champion(client, name) == "1"
         time.sleep(1)
     assert kills > 0
     assert champion(client, name) == "2"

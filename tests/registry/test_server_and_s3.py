@@ -135,6 +135,7 @@ def test_files_that_cannot_be_fetched_are_one_sentence(
         locate_checkpoint("models:/lost/1", straight_to_s3)
 
 
+@pytest.mark.slow
 def test_jobs_find_models_on_a_server(
     behind_server: TrackingConfig, checkpoint: Checkpoint, repository: Path, tmp_path: Path
 ) -> None:
