@@ -5,10 +5,9 @@ python jobs/convert.py --set checkpoint=SelaVPRplusplus.pth --set output=checkpo
 python jobs/convert.py --set checkpoint=runs/toy/checkpoints/hash --set output=mine.pth --set form=published
 """
 
-from datetime import UTC, datetime
-
 from placeray.config import parse_job, run_main
 from placeray.jobspecs.convert import ConvertJob
+from placeray.model.card import bare_card
 from placeray.model.checkpoint import (
     LoadedModel,
     export_weights,
@@ -17,11 +16,12 @@ from placeray.model.checkpoint import (
     write_weights,
 )
 from placeray.model.inspect import inspect
+from placeray.tracking.registry import locate_checkpoint
 
 
 def main() -> None:
     job = parse_job(ConvertJob, __doc__)
-    loaded = load_checkpoint(job.checkpoint)
+    loaded = load_checkpoint(locate_checkpoint(job.checkpoint, job.tracking).uri)
     print("\n".join(inspect(loaded)))
     if job.output is None:
         return
@@ -34,13 +34,8 @@ def main() -> None:
 
 def card_for(loaded: LoadedModel, job: ConvertJob) -> dict[str, object]:
     """The checkpoint's own card, or that of a model whose training is not known."""
-    unknown = {
-        "recipe": None,
-        "data_fingerprint": None,
-        "metrics": {},
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    return {**(loaded.card or unknown), "preprocessing": (job.preprocess or loaded.preprocess).id}
+    preprocess = job.preprocess or loaded.preprocess
+    return {**(loaded.card or bare_card(preprocess.id)), "preprocessing": preprocess.id}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python jobs/describe.py --set checkpoint=FILE --set inputs=PATH --set output=OUT.npz
 
-The checkpoint is a folder that train wrote, or a published file, whose variant is recognised from its weights.
+The checkpoint is a folder that train wrote, models:/name@alias, or a published file, whose variant is recognised.
 The inputs are a photo, a folder of photos, or a .npy of normalised float32 (N, 3, H, W).
 """
 
@@ -14,12 +14,13 @@ from placeray.jobspecs.describe import DescribeJob
 from placeray.model.checkpoint import load_checkpoint
 from placeray.model.describe import describe_inputs, save_described
 from placeray.model.inputs import open_inputs
+from placeray.tracking.registry import locate_checkpoint
 
 
 def main() -> None:
     job = parse_job(DescribeJob, __doc__)
     started = time.monotonic()
-    loaded = load_checkpoint(job.checkpoint)
+    loaded = load_checkpoint(locate_checkpoint(job.checkpoint, job.tracking).uri)
     inputs = open_inputs(job.inputs, job.preprocess or loaded.preprocess)
 
     def show(rows: int) -> None:

@@ -9,18 +9,21 @@ an interrupted run, and does nothing when the output is complete.
 from placeray.cluster.embedding import Workers, embed
 from placeray.config import parse_job, run_main
 from placeray.jobspecs.embed import EmbedJob
+from placeray.tracking.registry import locate_checkpoint
 
 
 def main() -> None:
     job = parse_job(EmbedJob, __doc__)
+    located = locate_checkpoint(job.checkpoint, job.tracking)
     report = embed(
         job.embed,
         job.normalized,
-        job.checkpoint,
+        located.uri,
         job.output,
         select=job.select,
         preprocess=job.preprocess,
         workers=Workers(job.num_workers, job.cpus_per_worker, job.gpus_per_worker, job.decode_threads),
+        registered=located.registered,
     )
     print(report.line())
 

@@ -11,11 +11,16 @@ from placeray.config import parse_job, run_main
 from placeray.evaluation.console import print_recall
 from placeray.evaluation.run import run_evaluation
 from placeray.jobspecs.evaluate import EvaluateJob
+from placeray.retrieval.plan import check_made_by
+from placeray.tracking.registry import model_id_of
 from placeray.tracking.runs import tracked_run
 
 
 def main() -> None:
     job, started = parse_job(EvaluateJob, __doc__), time.monotonic()
+    if job.checkpoint is not None:
+        # Map and queries are compared with each other anyway.
+        check_made_by(job.system.queries, model_id_of(job.checkpoint, job.tracking), job.checkpoint)
     outcome = run_evaluation(job.benchmark, job.systems, job.page, job.output)
     print_recall(outcome.reports)
     report = outcome.reports[-1]

@@ -17,12 +17,13 @@ from placeray.model.checkpoint import load_checkpoint
 from placeray.model.heatmaps import draw_heat_maps, heat_maps
 from placeray.model.inputs import list_photos
 from placeray.model.preprocess import decode, to_input
+from placeray.tracking.registry import locate_checkpoint
 
 
 def main() -> None:
     job = parse_job(HeatMapJob, __doc__)
     started, rejected = time.monotonic(), 0
-    loaded = load_checkpoint(job.checkpoint)
+    loaded = load_checkpoint(locate_checkpoint(job.checkpoint, job.tracking).uri)
     photos = list_photos(job.inputs)
     for number, uri in enumerate(photos):
         try:

@@ -18,6 +18,7 @@ from placeray.jobspecs.localize import LocalizeJob
 from placeray.localization import Located, find_photos, localize
 from placeray.model.checkpoint import load_checkpoint
 from placeray.retrieval.place_map import PlaceMap
+from placeray.tracking.registry import locate_checkpoint
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
     found = [photo for source in job.photos for photo in find_photos(source)]
     count = min(job.max_photos or len(found), len(found))
     photos = [found[number * len(found) // count] for number in range(count)]
-    model = load_checkpoint(job.checkpoint)
+    model = load_checkpoint(locate_checkpoint(job.checkpoint, job.tracking).uri)
     calibration, note = None, "the map was not evaluated; confidence is unknown"
     if job.calibration is not None:
         calibration, note = load_calibration(job.calibration, model.model_id)

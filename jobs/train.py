@@ -11,18 +11,20 @@ from placeray import storage
 from placeray.cluster.training import TrainReport, finished_report, identified, train
 from placeray.config import parse_job, run_main
 from placeray.jobspecs.train import TrainJob
-from placeray.model.checkpoint import CARD_FILE
+from placeray.model.card import CARD_FILE
+from placeray.tracking.registry import locate_checkpoint
 from placeray.tracking.runs import tracked_run
 from placeray.training.run import RunSpec
 
 
 def main() -> None:
     job = parse_job(TrainJob, __doc__)
+    start_from = None if job.start_from is None else locate_checkpoint(job.start_from, job.tracking).uri
     spec = identified(
         RunSpec(
             normalized=job.normalized,
             output=job.output,
-            start_from=job.start_from,
+            start_from=start_from,
             model=job.model,
             train=job.train,
         )

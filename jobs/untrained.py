@@ -3,13 +3,12 @@
 python jobs/untrained.py --config jobs/configs/untrained/toy.yaml
 """
 
-import datetime
-
 from placeray import storage
 from placeray.config import parse_job, run_main
 from placeray.errors import ConfigError
 from placeray.jobspecs.untrained import UntrainedJob
-from placeray.model.checkpoint import CARD_FILE, save_checkpoint
+from placeray.model.card import CARD_FILE, bare_card
+from placeray.model.checkpoint import save_checkpoint
 from placeray.model.selavpr import build_model
 
 
@@ -18,14 +17,7 @@ def main() -> None:
     if already_finished(job):
         print(f"untrained: already finished: {storage.resolve(job.output)}; nothing to do")
         return
-    card = {
-        "preprocessing": job.preprocess.id,
-        "recipe": None,
-        "data_fingerprint": None,
-        "metrics": {},
-        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-    model_id = save_checkpoint(job.output, build_model(job.model), card)
+    model_id = save_checkpoint(job.output, build_model(job.model), bare_card(job.preprocess.id))
     print(f"untrained: wrote model {model_id[:12]} to {storage.resolve(job.output)}")
 
 

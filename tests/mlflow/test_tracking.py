@@ -1,23 +1,18 @@
-"""Tracking against a real sqlite store: runs, metrics, and a registered model that describes photos again."""
+"""Tracking against a real sqlite store: runs, metrics, and what happens when it fails."""
 
-import io
 import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
-from PIL import Image
 
-from placeray.errors import DataError
 from placeray.jobspecs.tracking import TrackingConfig
 from placeray.model.backbone import BackboneConfig
 from placeray.model.checkpoint import save_checkpoint
-from placeray.model.describe import describe
 from placeray.model.gem import GemConfig
-from placeray.model.preprocess import PreprocessConfig, decode_to_input
+from placeray.model.preprocess import PreprocessConfig
 from placeray.model.selavpr import ModelConfig, SelaVPR, build_model
+from placeray.tracking import registering
 from placeray.tracking import runs as tracking_module
 from placeray.tracking.runs import Run, TrackingError, flat, tracked_run
 
@@ -60,13 +55,6 @@ def checkpoint(model: SelaVPR, tmp_path_factory: pytest.TempPathFactory) -> str:
     }
     save_checkpoint(folder, model, card)
     return folder
-
-
-def photo(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 255, (40, 60, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def test_a_run_keeps_flat_parameters_metrics_by_step_and_files(
@@ -113,34 +101,14 @@ def test_an_error_marks_the_run_as_failed_and_the_next_one_continues_it(
     assert client.get_run(second.id).info.status == "FINISHED"
 
 
-def test_a_registered_model_describes_photos_as_the_checkpoint_does(
-    store: TrackingConfig, client: Any, checkpoint: str, model: SelaVPR
+def test_a_run_registers_its_checkpoint_as_challenger(
+    store: TrackingConfig, client: Any, checkpoint: str
 ) -> None:
     with tracked_run("register", {}, store) as run:
         assert run.register_model(checkpoint, "toy") == "1"
-        assert run.register_model(checkpoint, "toy") == "2"
-    photos = [photo(seed) for seed in range(3)]
-    answer = mlflow.pyfunc.load_model("models:/toy/1").predict(pd.DataFrame({"image": photos}))
-    expected = describe(model, np.stack([decode_to_input(data, PREPROCESS).numpy() for data in photos]))
-    assert expected.codes is not None
-    assert expected.float is not None
-    assert answer["code"].tolist() == [code.tobytes() for code in expected.codes]
-    np.testing.assert_allclose(np.array(answer["descriptor"].tolist()), expected.float, atol=1e-6)
-    saved = Path(client.get_model_version("toy", "1").source.removeprefix("models:/"))
-    files = [path.name for path in Path(store.artifacts or "").rglob("*") if path.is_file()]
-    assert saved
-    assert "model.pt" in files
-    assert not any(name.endswith((".pkl", ".pickle")) for name in files), "nothing in the model is a pickle"
-
-
-def test_a_photo_that_cannot_be_decoded_is_one_sentence(client: Any) -> None:
-    with pytest.raises(DataError, match="cannot decode the image"):
-        mlflow.pyfunc.load_model("models:/toy/1").predict(pd.DataFrame({"image": [b"no photo"]}))
-
-
-def test_a_wrong_column_is_refused(client: Any) -> None:
-    with pytest.raises(mlflow.exceptions.MlflowException, match="image"):
-        mlflow.pyfunc.load_model("models:/toy/1").predict(pd.DataFrame({"picture": [photo(0)]}))
+    version = client.get_model_version_by_alias("toy", "challenger")
+    assert (str(version.version), version.run_id) == ("1", run.id)
+    assert client.get_run(run.id).info.status == "FINISHED"
 
 
 def test_what_fails_later_is_said_once_and_costs_nothing(
@@ -160,7 +128,7 @@ def test_what_fails_later_is_said_once_and_costs_nothing(
 
     with tracked_run("fragile", {}, store) as run:
         monkeypatch.setattr(mlflow.MlflowClient, "log_batch", down)
-        monkeypatch.setattr(tracking_module, "_register", down)
+        monkeypatch.setattr(registering, "register_checkpoint", down)
         assert use(run) is None
     said = capsys.readouterr().err
     assert said.count("the server is gone; the job goes on") == 1
@@ -182,7 +150,7 @@ def test_a_store_that_cannot_be_opened_is_said_before_any_work() -> None:
     with (
         pytest.raises(
             TrackingError,
-            match=r"cannot open a run in sqlite:////proc/nowhere/x\.db.*tracking\.enabled=false",
+            match=r"cannot open the store sqlite:////proc/nowhere/x\.db.*tracking\.enabled=false",
         ),
         tracked_run("x", {}, TrackingConfig(uri="sqlite:////proc/nowhere/x.db")),
     ):

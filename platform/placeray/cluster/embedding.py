@@ -13,6 +13,7 @@ import hashlib
 import json
 import time
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -110,6 +111,7 @@ def embed(
     select: PhotoSelection = PhotoSelection(),  # noqa: B008  (frozen)
     preprocess: PreprocessConfig | None = None,
     workers: Workers = Workers(),  # noqa: B008  (immutable)
+    registered: Mapping[str, str] | None = None,
 ) -> EmbedReport:
     """Describe the selected photos of a normalized data set.
 
@@ -117,6 +119,7 @@ def embed(
         normalized: folder that the normalize job wrote.
         checkpoint: folder, or a file of published weights.
         preprocess: None takes the checkpoint's own.
+        registered: name and version of the registered model that the checkpoint is; kept in the manifest.
 
     Raises:
         StorageError: the data set or the checkpoint is not finished.
@@ -155,7 +158,7 @@ def embed(
         unit="photos",
     )
     properties = {
-        **_made_by_model(loaded, preprocess),
+        **_made_by_model(loaded, preprocess, registered),
         "images_fingerprint": images["fingerprint"],
         "positive_rule": _common_rule(rules, pairs),
     }
@@ -193,13 +196,16 @@ def _common_rule(rules: dict[str, Any], pairs: set[tuple[str, str]]) -> dict[str
     return found[0] if found and all(rule == found[0] for rule in found) else None
 
 
-def _made_by_model(loaded: LoadedModel, preprocess: PreprocessConfig) -> dict[str, Any]:
-    return {
+def _made_by_model(
+    loaded: LoadedModel, preprocess: PreprocessConfig, registered: Mapping[str, str] | None
+) -> dict[str, Any]:
+    facts = {
         "model_id": loaded.model_id,
         "preprocessing": preprocess.id,
         "code_bits": loaded.model.code_bits,
         "descriptor_dim": loaded.model.descriptor_dim,
     }
+    return {**facts, "registered": dict(registered)} if registered else facts
 
 
 def _report_uri(output: str, part: Part) -> str:
@@ -260,12 +266,14 @@ def _report(output: str, seconds: float, *, already_finished: bool) -> EmbedRepo
     counts, made = manifest["made_by"]["counts"], manifest["properties"]
     sizes = [(made["descriptor_dim"], "floats"), (made["code_bits"], "bits")]
     each = " and ".join(f"{size} {unit}" for size, unit in sizes if size)
+    named = made.get("registered")
+    version = f" ({named['name']} version {named['version']})" if named else ""
     return EmbedReport(
         output,
         counts["read"],
         counts["kept"],
         counts["rejected"],
-        f"{each} each of model {made['model_id'][:12]}",
+        f"{each} each of model {made['model_id'][:12]}{version}",
         seconds,
         already_finished,
     )

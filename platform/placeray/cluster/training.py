@@ -28,7 +28,7 @@ from placeray.cluster.parts import ensure_ray
 from placeray.datasets.reading import places_fingerprint
 from placeray.errors import ConfigError, PlacerayError, TrainingError
 from placeray.jobspecs.train import WorkersConfig
-from placeray.model.checkpoint import CARD_FILE
+from placeray.model.card import CARD_FILE
 from placeray.tracking.runs import Run
 from placeray.training.loop import StepReport
 from placeray.training.progress import epoch_line, epoch_metrics, step_line, step_metrics

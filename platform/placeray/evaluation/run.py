@@ -86,6 +86,12 @@ class Outcome:
     page: str
     already_finished: bool
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The page and the documents of the reports."""
+        folder = self.page.removesuffix(PAGE_FILE)
+        return (self.page, *(folder + name for name in [BASELINE_FILE, REPORT_FILE][-len(self.reports) :]))
+
 
 def run_evaluation(
     benchmark: BenchmarkConfig,

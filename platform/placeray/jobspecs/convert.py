@@ -5,13 +5,14 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from placeray.config import Config
+from placeray.jobspecs.tracking import StoreConfig
 from placeray.model.preprocess import PreprocessConfig
 
 
 class ConvertJob(Config):
     """Without `output` the job only says what the checkpoint holds."""
 
-    checkpoint: str = Field(description="checkpoint folder, or a file of published weights")
+    checkpoint: str = Field(description="checkpoint folder, published weights, or models:/name@alias")
     output: str | None = Field(default=None, description="folder or file to write; null writes nothing")
     form: Literal["folder", "published", "hub"] = Field(
         default="folder",
@@ -21,6 +22,7 @@ class ConvertJob(Config):
     preprocess: PreprocessConfig | None = Field(
         default=None, description="how photos become inputs, for the card; null: as the checkpoint says"
     )
+    tracking: StoreConfig = Field(default=StoreConfig(), description="where registered models are looked up")
 
     @model_validator(mode="after")
     def _a_published_file_has_no_card(self) -> Self:

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from placeray.config import Config
+from placeray.jobspecs.tracking import StoreConfig
 from placeray.model.describe import EmbedConfig
 from placeray.model.preprocess import PreprocessConfig
 
@@ -10,7 +11,7 @@ from placeray.model.preprocess import PreprocessConfig
 class DescribeJob(Config):
     """A checkpoint and some photos; for whole data sets there is jobs/embed.py."""
 
-    checkpoint: str = Field(description="checkpoint folder, or a file of published weights")
+    checkpoint: str = Field(description="checkpoint folder, published weights, or models:/name@alias")
     inputs: str = Field(
         description="a photo, a folder of photos, or a .npy of normalised float32 (N, 3, H, W)"
     )
@@ -23,3 +24,4 @@ class DescribeJob(Config):
         "evaluation's (322 px, normalised before the resize)",
     )
     embed: EmbedConfig = Field(default=EmbedConfig(batch_size=8), description="batches and number format")
+    tracking: StoreConfig = Field(default=StoreConfig(), description="where registered models are looked up")

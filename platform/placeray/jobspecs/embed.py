@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from placeray.config import Config
+from placeray.jobspecs.tracking import StoreConfig
 from placeray.model.describe import EmbedConfig
 from placeray.model.preprocess import PreprocessConfig
 
@@ -19,7 +20,9 @@ class EmbedJob(Config):
     """Photos of a normalized data set in, their descriptors out."""
 
     normalized: str = Field(min_length=1, description="folder that normalize wrote")
-    checkpoint: str = Field(min_length=1, description="checkpoint folder, or a file of published weights")
+    checkpoint: str = Field(
+        min_length=1, description="checkpoint folder, published weights, or models:/name@alias"
+    )
     output: str = Field(
         min_length=1, description="folder of the descriptors; belongs to these photos and this model alone"
     )
@@ -36,3 +39,4 @@ class EmbedJob(Config):
     decode_threads: int = Field(
         default=2, ge=1, description="photos that one worker reads and decodes while the model is busy"
     )
+    tracking: StoreConfig = Field(default=StoreConfig(), description="where registered models are looked up")

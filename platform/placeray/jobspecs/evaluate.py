@@ -13,6 +13,11 @@ class EvaluateJob(Config):
     output: str = Field(min_length=1, description="folder of the report; belongs to this config alone")
     benchmark: BenchmarkConfig = Field(description="what is asked and which answers are right")
     system: SystemConfig = Field(description="what is evaluated")
+    checkpoint: str | None = Field(
+        default=None,
+        description="refuse a system that was not made by this model (folder, file or models:/name@alias); null "
+        "takes whatever made it",
+    )
     baseline: SystemConfig | None = Field(
         default=None, description="what it is compared with, such as untrained"
     )

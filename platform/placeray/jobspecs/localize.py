@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from placeray.config import Config
+from placeray.jobspecs.tracking import StoreConfig
 from placeray.localization import LocalizeConfig
 
 
@@ -13,7 +14,8 @@ class LocalizeJob(Config):
 
     photos: tuple[str, ...] = Field(min_length=1, description="photo files, or folders of them")
     checkpoint: str = Field(
-        min_length=1, description="checkpoint folder (or published file) the map was made with"
+        min_length=1,
+        description="what the map was made with: checkpoint folder, published file, or models:/name@alias",
     )
     map: str = Field(min_length=1, description="map folder that the index job wrote")
     calibration: str | None = Field(
@@ -24,3 +26,4 @@ class LocalizeJob(Config):
     )
     localize: LocalizeConfig = Field(default=LocalizeConfig(), description="how photos are searched")
     format: Literal["table", "json"] = Field(default="table", description="what is printed")
+    tracking: StoreConfig = Field(default=StoreConfig(), description="where registered models are looked up")

@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from placeray.config import Config
+from placeray.jobspecs.register import MODEL_NAME
 from placeray.jobspecs.tracking import TrackingConfig
 from placeray.model.selavpr import ModelConfig
 from placeray.training.config import TrainConfig
@@ -43,12 +44,15 @@ class TrainJob(Config):
     normalized: str = Field(description="folder that normalize wrote")
     output: str = Field(description="checkpoint folder to write: model.pt and card.json")
     start_from: str | None = Field(
-        default=None, description="checkpoint to start from; recipe hash needs one"
+        default=None,
+        description="checkpoint to start from (folder, file or models:/name@alias); recipe hash needs one",
     )
     model: ModelConfig = Field(description="the model to train")
     train: TrainConfig = Field(default=TrainConfig(), description="recipe, batches, optimizer, validation")
     workers: WorkersConfig = Field(default=WorkersConfig(), description="processes that train together")
     tracking: TrackingConfig = Field(default=TrackingConfig(), description="where the run is recorded")
     register_as: str | None = Field(
-        default=None, min_length=1, description="name in the model registry; null does not register"
+        default=None,
+        pattern=MODEL_NAME,
+        description="name in the model registry, whose challenger it becomes; null does not register",
     )

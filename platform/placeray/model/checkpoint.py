@@ -11,16 +11,13 @@ from torch import Tensor
 
 from placeray import storage
 from placeray.contracts import validate_document
-from placeray.errors import CheckpointError, StorageError
+from placeray.errors import CheckpointError
 from placeray.model.backbone import Backbone
+from placeray.model.card import CARD_CONTRACT, CARD_FILE, WEIGHTS_FILE, read_card
 from placeray.model.preprocess import REFERENCE, PreprocessConfig
 from placeray.model.published import published_name, recognise
 from placeray.model.selavpr import ModelConfig, SelaVPR
 from placeray.model.weights import DATA_PARALLEL_PREFIX, check_weights, read_weights, weights_id
-
-WEIGHTS_FILE = "model.pt"
-CARD_FILE = "card.json"
-CARD_CONTRACT = "checkpoint_card/v1"
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def load_checkpoint(uri: str) -> LoadedModel:
         StorageError: there is nothing at `uri`, or only half a folder.
         CheckpointError: the weights do not fit the model, or are not those the card speaks of.
     """
-    card = _read_card(uri)
+    card = read_card(uri)
     weights = read_weights(storage.join(uri, WEIGHTS_FILE) if card else uri)
     if card is None:
         config = recognise(weights)
@@ -84,6 +81,19 @@ def load_checkpoint(uri: str) -> LoadedModel:
             "the folder was changed after it was written"
         )
     return LoadedModel(model, config, card, model_id)
+
+
+def identify(uri: str) -> tuple[str, str]:
+    """Model id and preprocessing of a checkpoint, from its card where it has one; the model is not built.
+
+    Raises:
+        StorageError: there is nothing at `uri`, or only half a folder.
+        CheckpointError: it is no weight file.
+    """
+    card = read_card(uri)
+    if card is None:
+        return weights_id(read_weights(uri)), REFERENCE.id
+    return str(card["model_id"]), str(card["preprocessing"])
 
 
 def load_weights(config: ModelConfig, weights: Mapping[str, Tensor], what: str = "the checkpoint") -> SelaVPR:
@@ -124,19 +134,6 @@ def write_weights(uri: str, weights: Mapping[str, Tensor], *, data_parallel: boo
 
 def _published(name: str, config: ModelConfig) -> str:
     return published_name(name, config.float_head.kind if config.float_head else None)
-
-
-def _read_card(uri: str) -> dict[str, Any] | None:
-    card_uri = storage.join(uri, CARD_FILE)
-    if storage.exists(card_uri):
-        card: dict[str, Any] = storage.read_json(card_uri)
-        validate_document(card, CARD_CONTRACT)
-        return card
-    if storage.exists(storage.join(uri, WEIGHTS_FILE)):
-        raise StorageError(
-            f"{storage.resolve(uri)} has no {CARD_FILE}: the checkpoint was not finished, train again"
-        )
-    return None
 
 
 def _config_of(card: Mapping[str, Any], uri: str) -> ModelConfig:

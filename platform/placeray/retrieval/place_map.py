@@ -127,8 +127,10 @@ class PlaceMap:
             f"{key} {theirs[key]!r} instead of {mine[key]!r}" for key in theirs if theirs[key] != mine[key]
         ]
         if different:
+            named = mine.get("registered")
+            made_by = f" of {named['name']} version {named['version']}" if named else ""
             raise MapError(
-                f"the queries do not fit {self._where}: {', '.join(different)}; "
+                f"the queries do not fit {self._where}{made_by}: {', '.join(different)}; "
                 "describe them with the model of the map, or build the map with theirs"
             )
 

@@ -56,7 +56,7 @@ def plan_map(descriptors: str, config: IndexConfig) -> Plan:
     properties = manifest["properties"]
     return {
         "build_key": _build_key(manifest, config, settings),
-        "model": settings["model"],
+        "model": {**settings["model"], **_registered(properties)},
         "config": config.model_dump(),
         "cell_level": LEVEL,
         "source": {
@@ -72,6 +72,23 @@ def build_key_of(descriptors: str, config: IndexConfig) -> str:
     """The build_key that `plan_map` gives, without reading a row."""
     manifest = storage.read_manifest(descriptors)
     return _build_key(manifest, config, _settings(manifest, config, descriptors))
+
+
+def check_made_by(descriptors: str, model_id: str, what: str) -> None:
+    """Raises MapError when a descriptors folder was made by another model than `model_id`, which `what` names."""
+    found = storage.read_manifest(descriptors)["properties"]
+    if found["model_id"] != model_id:
+        named = found.get("registered")
+        known_as = f" ({named['name']} version {named['version']})" if named else ""
+        raise MapError(
+            f"{storage.resolve(descriptors)} was described by model {found['model_id'][:12]}{known_as}, not by {what} "
+            f"({model_id[:12]}): describe the photos with it first"
+        )
+
+
+def _registered(properties: dict[str, Any]) -> dict[str, Any]:
+    """Which version of a registered model made the descriptors, where that is known."""
+    return {"registered": properties["registered"]} if properties.get("registered") else {}
 
 
 def _build_key(manifest: dict[str, Any], config: IndexConfig, settings: dict[str, Any]) -> str:

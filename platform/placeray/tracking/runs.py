@@ -2,41 +2,28 @@
 
 A run that cannot be opened is an error before any work is done. Once it is open, nothing that MLflow does may cost a
 trained model: a failing call is reported once on stderr and the job goes on.
-
-The registered model is a checkpoint folder plus the name of this module (MLflow calls `_load_pyfunc`): no pickle.
 """
 
 import functools
-import logging
-import os
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from placeray import storage
-from placeray.errors import PlacerayError
 from placeray.jobspecs.tracking import TrackingConfig
+from placeray.tracking.store import TrackingError, open_store, reason, resolved_uri
 
 if TYPE_CHECKING:
-    import pandas as pd
     from mlflow import MlflowClient
 
 T = TypeVar("T")
 
-_SQLITE = "sqlite:///"
 _PARAM_CHARS = 6000
 _PARAMS_AT_ONCE = 100
-_PHOTOS_AT_ONCE = 32
 _RESUME_TAG = "placeray.resume_key"
-
-
-class TrackingError(PlacerayError):
-    """The tracking store cannot be used."""
 
 
 class Run(Protocol):
@@ -56,7 +43,7 @@ class Run(Protocol):
         ...
 
     def register_model(self, checkpoint: str, name: str) -> str | None:
-        """Register a checkpoint folder as a new version of `name`; None when that was not possible."""
+        """Register a checkpoint as the challenger of `name`; its version, None when that was not possible."""
         ...
 
 
@@ -150,10 +137,13 @@ class _MlflowRun:
         )
 
     def register_model(self, checkpoint: str, name: str) -> str | None:
-        return self._try(
-            "register the model",
-            lambda: _with_local(checkpoint, lambda local: _register(self._id, local, name)),
+        # Imported here: it brings torch, which jobs that only record a run should not wait for.
+        from placeray.tracking.registering import register_checkpoint
+
+        version = self._try(
+            "register the model", lambda: register_checkpoint(self._client, checkpoint, name, self._id)
         )
+        return version.version if version else None
 
     def close(self, status: str) -> None:
         self._try("close the run", lambda: self._client.set_terminated(self._id, status))
@@ -163,9 +153,8 @@ class _MlflowRun:
             return action()
         except Exception as error:
             if not self._warned:
-                reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
                 print(
-                    f"tracking: could not {what}: {reason[0][:300]}; the job goes on",
+                    f"tracking: could not {what}: {reason(error)}; the job goes on",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -174,18 +163,8 @@ class _MlflowRun:
 
 
 def _open(name: str, tracking: TrackingConfig, resume_key: str | None) -> _MlflowRun:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    uri = resolved_uri(tracking.uri)
     try:
-        import mlflow
-
-        if uri.startswith(_SQLITE):
-            Path(uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        mlflow.set_tracking_uri(uri)
-        client = mlflow.MlflowClient()
+        client = open_store(tracking.uri)
         experiment = _experiment(client, tracking)
         run_id = _unfinished(client, experiment, resume_key) if resume_key else None
         if run_id is None:
@@ -194,18 +173,13 @@ def _open(name: str, tracking: TrackingConfig, resume_key: str | None) -> _Mlflo
         else:
             client.update_run(run_id, status="RUNNING")
         return _MlflowRun(client, run_id)
+    except TrackingError as error:
+        raise TrackingError(f"{error} or set tracking.enabled=false") from None
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TrackingError(
-            f"cannot open a run in {uri}: {reason[:300]}; correct tracking.uri or set tracking.enabled=false"
+            f"cannot open a run in {resolved_uri(tracking.uri)}: {reason(error)}; correct tracking.uri or set "
+            "tracking.enabled=false"
         ) from None
-
-
-def resolved_uri(uri: str) -> str:
-    """A sqlite path made absolute; any other uri as it is."""
-    if not uri.startswith(_SQLITE):
-        return uri
-    return _SQLITE + storage.resolve(uri.removeprefix(_SQLITE))
 
 
 def _experiment(client: "MlflowClient", tracking: TrackingConfig) -> str:
@@ -232,91 +206,3 @@ def _with_local(uri: str, action: Callable[[str], T]) -> T:
             relative = file.removeprefix(full).strip("/") or full.rsplit("/", 1)[1]
             storage.write_bytes(storage.join(folder, relative), storage.read_bytes(file))
         return action(folder)
-
-
-def _register(run_id: str, checkpoint: str, name: str) -> str:
-    import mlflow
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with mlflow.start_run(run_id=run_id):
-            info = mlflow.pyfunc.log_model(
-                name=name,
-                loader_module="placeray.tracking.runs",
-                data_path=checkpoint,
-                signature=_signature(),
-                pip_requirements=[f"placeray=={_version()}", f"torch=={torch.__version__.split('+')[0]}"],
-                registered_model_name=name,
-            )
-    return str(info.registered_model_version)
-
-
-def _signature() -> Any:
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-    from mlflow.types.schema import Array
-
-    return ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary, "image")]),
-        outputs=Schema(
-            [
-                ColSpec(DataType.binary, "code", required=False),
-                ColSpec(Array(DataType.float), "descriptor", required=False),
-            ]
-        ),
-    )
-
-
-def _version() -> str:
-    import placeray
-
-    return placeray.__version__
-
-
-def _load_pyfunc(path: str) -> "PhotoDescriber":
-    """Called by MLflow with the checkpoint folder inside the registered model."""
-    return PhotoDescriber(path)
-
-
-class PhotoDescriber:
-    """The registered model: encoded photos in, binary codes and float descriptors out."""
-
-    def __init__(self, checkpoint: str) -> None:
-        from placeray.model.checkpoint import load_checkpoint
-        from placeray.model.preprocess import PreprocessConfig
-
-        loaded = load_checkpoint(checkpoint)
-        self._model = loaded.model
-        if loaded.card is None:
-            raise TrackingError(f"{checkpoint} has no card.json: only a checkpoint folder can be registered")
-        self._preprocess = PreprocessConfig.from_id(loaded.card["preprocessing"])
-
-    def predict(self, photos: "pd.DataFrame", params: dict[str, Any] | None = None) -> "pd.DataFrame":
-        """Describe a table of photos.
-
-        Args:
-            photos: column `image` of encoded bytes.
-
-        Returns:
-            Columns `code` (bits / 8 bytes) and `descriptor` (list of D floats), as far as the model has the branch.
-
-        Raises:
-            DataError: a photo cannot be decoded.
-        """
-        import pandas as pd
-        import torch
-
-        from placeray.model.describe import describe
-        from placeray.model.preprocess import decode_to_input
-
-        columns: dict[str, list[Any]] = {}
-        for start in range(0, len(photos), _PHOTOS_AT_ONCE):
-            some = photos["image"].iloc[start : start + _PHOTOS_AT_ONCE]
-            batch = torch.stack([decode_to_input(data, self._preprocess) for data in some])
-            described = describe(self._model, batch)
-            if described.codes is not None:
-                columns.setdefault("code", []).extend(code.tobytes() for code in described.codes)
-            if described.float is not None:
-                columns.setdefault("descriptor", []).extend(described.float.tolist())
-        return pd.DataFrame(columns)

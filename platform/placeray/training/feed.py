@@ -8,7 +8,7 @@ pixel is decoded; a JPEG is decoded at the smallest scale that still covers the 
 
 import queue
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,6 +38,7 @@ class PlacesFeed:
     Attributes:
         num_places:  places with at least `photos_per_place` photos.
         num_photos:  photos of these places.
+        data_sets:   how many of these places each data set has.
         fingerprint: of the folder of places.
 
     Raises:
@@ -52,6 +53,9 @@ class PlacesFeed:
         self._places = [place for domain in domains for place in domain.places]
         starts = np.cumsum([0, *(len(domain.place_ids) for domain in domains)])
         self._first_label = {domain.file: int(start) for domain, start in zip(domains, starts, strict=False)}
+        self.data_sets: Counter[str] = Counter()
+        for domain in domains:
+            self.data_sets[domain.dataset] += int((domain.num_photos >= config.photos_per_place).sum())
         usable = [place for place in self._places if place.num_photos >= config.photos_per_place]
         self.num_places = len(usable)
         self.num_photos = sum(place.num_photos for place in usable)

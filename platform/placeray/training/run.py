@@ -84,7 +84,7 @@ def train_once(
     )
     model_id = ""
     if rank() == 0:
-        model_id = save_checkpoint(spec.output, model, _card(spec, started_from, feed.fingerprint, result))
+        model_id = save_checkpoint(spec.output, model, _card(spec, started_from, feed, result))
     return RunResult(
         model_id, card_metrics(result), result.progress.epoch, result.progress.best_epoch,
         feed.num_places, feed.num_photos,
@@ -138,14 +138,15 @@ def _same_backbone(spec: RunSpec, found: ModelConfig) -> None:
         raise ConfigError(f"start_from {spec.start_from} has another backbone (found, asked for): {differ}")
 
 
-def _card(spec: RunSpec, started_from: str | None, fingerprint: str, result: FitResult) -> dict[str, Any]:
+def _card(spec: RunSpec, started_from: str | None, feed: PlacesFeed, result: FitResult) -> dict[str, Any]:
     train = spec.train
     return {
         "preprocessing": train.preprocess.id,
         "recipe": {"name": train.recipe, "loss": train.loss.model_dump(mode="json")},
         "training": train.model_dump(mode="json"),
         "start_from": started_from,
-        "data_fingerprint": fingerprint,
+        "data_fingerprint": feed.fingerprint,
+        "data_sets": {name: places for name, places in sorted(feed.data_sets.items()) if places},
         "metrics": card_metrics(result),
         "best_epoch": result.progress.best_epoch,
         "history": result.progress.history,
