@@ -9,6 +9,8 @@ cannot be read is rejected instead of ending the run.
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from placeray import storage
@@ -45,16 +47,19 @@ def list_photos(config: AtLayout) -> Listing:
     for role, name in (("database", config.database), ("query", config.queries)):
         if name is not None:
             below = f"{folder}/{name}"
-            paths = [f"{below}/{path}" for path in photos.list_images(storage.join(config.root, below))]
-            if not paths:
+            found = [
+                _list_role(config, role, pc.binary_join_element_wise(pa.scalar(below), names, "/"))
+                for names in photos.walk_images(storage.join(config.root, below))
+            ]
+            if not found:
                 raise DataError(f"{config.key}: no photo below {storage.join(config.root, below)}")
-            parts.append(_list_role(config, role, paths))
+            parts += found
     if not parts:
         raise DataError(f"{config.key}: database and queries are both null, so there is nothing to read")
-    return photos.join_listings(parts)
+    return photos.join_listings(config, parts)
 
 
-def _list_role(config: AtLayout, role: str, paths: list[str]) -> Listing:
+def _list_role(config: AtLayout, role: str, paths: pa.Array) -> Listing:
     draft = at_names.draft_from_names(config, paths).text(role="train" if config.is_training else role)
     if config.is_training:
         draft.text(city=config.name.split("/")[-1])

@@ -77,7 +77,9 @@ def list_photos(config: Msls) -> Listing:
             f"{config.key}: no folder {', '.join(missing) or 'of any city of the split'} "
             f"in {storage.resolve(storage.join(config.root, folder))}"
         )
-    return photos.join_listings([_list_city(_City(config, city, f"{folder}/{city}")) for city in present])
+    return photos.join_listings(
+        config, (_list_city(_City(config, city, f"{folder}/{city}")) for city in present)
+    )
 
 
 def _list_city(city: _City) -> Listing:
@@ -87,7 +89,8 @@ def _list_city(city: _City) -> Listing:
         _select_queries(city, database[0], query[0])
     needs_position = city.config.split != "test"
     return photos.join_listings(
-        [part for draft, *others in (database, query) for part in (draft.finish(needs_position), *others)]
+        city.config,
+        [part for draft, *others in (database, query) for part in (draft.finish(needs_position), *others)],
     )
 
 

@@ -2,6 +2,9 @@
 
 import hashlib
 import io
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import PIL.Image
@@ -30,6 +33,12 @@ class PhotoStorage(Config):
     jpeg_quality: int = Field(
         default=92, ge=1, le=100, description="of photos stored anew because of max_side_px"
     )
+    max_file_bytes: int = Field(
+        default=512 << 20,
+        ge=1 << 20,
+        description="a file is closed, and the next one begun, once it holds so many bytes; it may end 32 MiB, or one "
+        "place, above",
+    )
     read_threads: int = Field(default=4, ge=1, description="photos that one worker reads at the same time")
 
 
@@ -47,6 +56,26 @@ class Rejection(NamedTuple):
 
     reason: str
     detail: str
+
+
+def read_photos(uris: Sequence[str], config: PhotoStorage) -> Iterator[PhotoBytes | Rejection]:
+    """Read photos with a few threads, in order; no more than four per thread are read ahead.
+
+    Raises:
+        StorageError: a file is there but cannot be read.
+    """
+    ahead: deque[Future[PhotoBytes | Rejection]] = deque()
+    with ThreadPoolExecutor(config.read_threads) as pool:
+        try:
+            for uri in uris:
+                ahead.append(pool.submit(read_photo, uri, config))
+                if len(ahead) > 4 * config.read_threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for waiting in ahead:
+                waiting.cancel()
 
 
 def read_photo(uri: str, config: PhotoStorage) -> PhotoBytes | Rejection:

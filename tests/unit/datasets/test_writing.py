@@ -145,15 +145,15 @@ def test_a_part_is_finished_while_its_input_and_files_stay(tmp_path: Path, write
     write_town(write, jpeg)
     output, config = str(tmp_path / "out"), config_of(tmp_path)
     (part,) = write_plan(plan_source(config.sources[0], config), config, output)
-    assert finished_report(output, part) is None
+    assert finished_report(output, part, storage.file_sizes(output)) is None
     report = write_part(part, output, config.photos)
-    assert finished_report(output, part) == report
+    assert finished_report(output, part, storage.file_sizes(output)) == report
     other = config_of(tmp_path, photos={"decode_check": "header"})
     (changed,) = write_plan(plan_source(other.sources[0], other), other, output)
-    assert finished_report(output, changed) is None
+    assert finished_report(output, changed, storage.file_sizes(output)) is None
     file = tmp_path / "out/places" / report["files"]["places"][0]["path"]
     file.write_bytes(file.read_bytes()[:-1])
-    assert finished_report(output, part) is None
+    assert finished_report(output, part, storage.file_sizes(output)) is None
 
 
 def test_large_domains_are_spread_over_files(tmp_path: Path, write: Any, jpeg: Any) -> None:
