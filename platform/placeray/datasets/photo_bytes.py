@@ -36,7 +36,7 @@ class PhotoStorage(Config):
     max_file_bytes: int = Field(
         default=512 << 20,
         ge=1 << 20,
-        description="a file is closed, and the next one begun, once it holds so many bytes; it may end 32 MiB, or one "
+        description="a file is closed, and the next one begun, once it holds so many bytes; it may end 8 MiB, or one "
         "place, above",
     )
     read_threads: int = Field(default=4, ge=1, description="photos that one worker reads at the same time")
