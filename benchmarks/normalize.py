@@ -284,7 +284,9 @@ def write_loop_file(out: Path, name: str, places: list[Any], shrink: bool) -> No
         schema = contracts.table_schema(f"{kind}/v1")
         filled = [{field.name: row.get(field.name) for field in schema} for row in values]
         file = out / f"{kind}-{name}.parquet"
-        pq.write_table(pa.Table.from_pylist(filled, schema=schema), file, row_group_size=4, compression="none")
+        pq.write_table(
+            pa.Table.from_pylist(filled, schema=schema), file, row_group_size=4, compression="none"
+        )
         (out / f"{file.name}.sha256").write_text(hashlib.sha256(file.read_bytes()).hexdigest())
 
 

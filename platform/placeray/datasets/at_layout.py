@@ -35,6 +35,12 @@ class AtLayout(SourceBase):
     heading_from: Literal["field", "tile"] = Field(
         default="field", description="field 9, or (field 8 mod 12) * 30: the yaw inside a Pitts panorama"
     )
+    frame_spacing_m: float | None = Field(
+        default=None,
+        gt=0,
+        description="set where north only encodes a frame or pair number: frame = north / spacing, rounded "
+        "(Nordland 25 / 10.5 = 2.381, AmsterTime and SPED 1000)",
+    )
     places: CellPlaces = CellPlaces()
 
 
@@ -63,6 +69,8 @@ def _list_role(config: AtLayout, role: str, paths: pa.Array) -> Listing:
     draft = at_names.draft_from_names(config, paths).text(role="train" if config.is_training else role)
     if config.is_training:
         draft.text(city=config.name.split("/")[-1])
+    if config.frame_spacing_m is not None:
+        draft.number(frame=np.round(draft.metres()[:, 1] / config.frame_spacing_m))
     if config.heading_from == "tile":
         draft.number(heading_deg=tile_headings(draft))
     return draft.finish()
