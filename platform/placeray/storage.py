@@ -10,6 +10,7 @@ pauses, for about a quarter of a minute; AWS_MAX_ATTEMPTS and AWS_RETRY_MODE cha
 the standard variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY ...).
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -247,7 +248,10 @@ class FileWriter:
         self.closed = True
         if is_remote(self._full):
             self._file.closed = True  # closing would publish what is there
-            self._file.discard()
+            with contextlib.suppress(
+                Exception
+            ):  # a store that is away cannot be told; nobody sees the upload
+                self._file.discard()
             return
         self._file.close()
         if os.path.exists(self._temporary):

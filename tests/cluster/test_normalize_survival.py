@@ -25,7 +25,6 @@ from placeray.cluster.normalizing import normalize
 from placeray.datasets.reading import list_domains
 from placeray.errors import PlacerayError, StorageError
 
-
 MOMENTS = random.Random(20260).sample(range(1, 40), 10)  # numbers of files written before the kill
 
 

@@ -64,7 +64,7 @@ def start_job(
 
 
 def kill_after(job: "subprocess.Popen[str]", output: str, num_files: int) -> bool:
-    """SIGKILL a job once it has written so many files; False when it ended before. Its Ray is gone when this returns."""
+    """SIGKILL a job once it has written so many files, and wait for its Ray to end; False when it ended before."""
     while len(storage.file_sizes(output)) < num_files:
         if job.poll() is not None:
             return False

@@ -98,7 +98,7 @@ class Proxy:
             def do_GET(self) -> None:
                 proxy.handle(self)
 
-            do_PUT = do_POST = do_HEAD = do_DELETE = do_GET  # noqa: N815  (names of the base class)
+            do_PUT = do_POST = do_HEAD = do_DELETE = do_GET
 
             def log_message(self, *words: object) -> None:
                 pass

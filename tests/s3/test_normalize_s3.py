@@ -16,10 +16,10 @@ from small_town import (
 
 pytest.importorskip("ray")
 
-from placeray import storage  # noqa: E402
-from placeray.cluster.normalizing import normalize  # noqa: E402
-from placeray.datasets.reading import list_domains  # noqa: E402
-from placeray.errors import StorageError  # noqa: E402
+from placeray import storage
+from placeray.cluster.normalizing import normalize
+from placeray.datasets.reading import list_domains
+from placeray.errors import StorageError
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_an_unreachable_store_is_one_sentence(
 
 
 def test_a_bucket_that_is_not_there(bucket: str, raw: str, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="s3://no-such-bucket/out/config.json: there is no such bucket"):
+    with pytest.raises(StorageError, match=r"s3://no-such-bucket/out/config\.json: there is no such bucket"):
         normalize(config_of(raw), "s3://no-such-bucket/out")
     with pytest.raises(StorageError, match="no such folder: s3://no-such-bucket/raw/images/train/database"):
         normalize(config_of("s3://no-such-bucket/raw"), str(tmp_path / "out"))

@@ -5,6 +5,7 @@ manifests come last. Every input row or file ends in images/ or in rejects/: rea
 job fails.
 """
 
+import sys
 import time
 from typing import Any, NamedTuple
 
@@ -86,7 +87,12 @@ def normalize(
         counts[source.key] = plan.counts
         files["rejects"] += _write_listing_rejects(plan, output)
         check_share(source.key, plan.counts, config, storage.join(output, "rejects"))
-        parts += write_plan(plan, config, output)
+        planned = write_plan(plan, config, output)
+        parts += planned
+        print(
+            f"normalize: {source.key}: {plan.counts['read']} rows listed, {len(planned)} parts planned",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
     there = storage.file_sizes(output)
     reports = run_parts(
         parts,

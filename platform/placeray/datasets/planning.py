@@ -54,7 +54,7 @@ class NormalizeConfig(Config):
     photos_per_file: int = Field(
         default=1000,
         ge=1,
-        description="a file holds about so many photos; a worker needs three times their bytes",
+        description="a file holds about so many photos, and fewer once it has photos.max_file_bytes",
     )
     read_unplaced: bool = Field(
         default=True,

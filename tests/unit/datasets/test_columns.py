@@ -47,10 +47,9 @@ def test_lines_do_not_depend_on_where_blocks_end(
 def test_batches_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Duplicates are found across batches, cities keep their names, rows are sorted by path."""
     rng = np.random.default_rng(3)
-    rows = [f"{n}.jpg,{lat},13.2,{town}" for n, lat, town in zip(
-        rng.integers(0, 60, 100), rng.choice(["55.7", "", "95"], 100, p=[0.8, 0.1, 0.1]), rng.choice(["a", "b", ""], 100),
-        strict=True,
-    )]  # fmt: skip
+    names, towns = rng.integers(0, 60, 100), rng.choice(["a", "b", ""], 100)
+    lats = rng.choice(["55.7", "", "95"], 100, p=[0.8, 0.1, 0.1])
+    rows = [f"{n}.jpg,{lat},13.2,{town}" for n, lat, town in zip(names, lats, towns, strict=True)]
     (tmp_path / "manifest.csv").write_text("\n".join(["path,lat,lon,town", *rows]))
     config = PhotoTable(
         kind="photo_table", name="x", root=str(tmp_path), split="train",

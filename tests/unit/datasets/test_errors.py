@@ -78,7 +78,7 @@ def test_tables_that_cannot_be_used(tmp_path: Path, write: Any, data: bytes, sen
 def test_parquet_tables_that_cannot_be_used(tmp_path: Path, write: Any) -> None:
     settings = {"kind": "photo_table", "table": "list.parquet", "columns": {"lat": "lat", "lon": "lon"}}
     write("list.parquet", b"no parquet")
-    with pytest.raises(StorageError, match="list.parquet cannot be read as parquet"):
+    with pytest.raises(StorageError, match=r"list\.parquet cannot be read as parquet"):
         plan(tmp_path, **settings)
     pq.write_table(pa.table({"path": ["a.jpg"], "lat": [1.0]}), tmp_path / "list.parquet")
     with pytest.raises(DataError, match="has no column lon; its columns are path, lat"):
