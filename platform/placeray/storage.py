@@ -233,15 +233,19 @@ class FileWriter:
         """Publish the file."""
         try:
             with _explained(self.uri, write=True):
-                if not is_remote(self._full):
-                    os.fsync(self._file.fileno())
-                self._file.close()
-                if not is_remote(self._full):
-                    os.replace(self._temporary, self._full)
+                self._publish()
         except BaseException:
             self.discard()
             raise
         self.closed = True
+
+    def _publish(self) -> None:
+        if is_remote(self._full):
+            self._file.close()
+            return
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._temporary, self._full)
 
     def discard(self) -> None:
         """Leave no trace."""

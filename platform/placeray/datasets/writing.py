@@ -184,8 +184,12 @@ class RollingParquet:
 
     def _finish_file(self) -> None:
         assert self._file is not None
-        self._parquet.close()
-        self._file.commit()
+        try:
+            self._parquet.close()
+            self._file.commit()
+        except BaseException:
+            self._file.discard()
+            raise
         self.files.append(
             {
                 "path": self._next_path(),
