@@ -25,7 +25,7 @@ from placeray.cluster.normalizing import normalize
 from placeray.datasets.reading import list_domains
 from placeray.errors import PlacerayError, StorageError
 
-MOMENTS = random.Random(20260).sample(range(1, 40), 10)  # numbers of files written before the kill
+MOMENTS = random.Random(20260).sample(range(1, 31), 10)  # numbers of files written before the kill
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_a_killed_worker(town: Path, tmp_path: Path, undisturbed: dict[str, str]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", random.Random(7).sample(range(3, 30), 10))
+@pytest.mark.parametrize("moment", random.Random(7).sample(range(3, 26), 10))
 def test_a_worker_killed_at_ten_moments(
     town: Path, tmp_path: Path, undisturbed: dict[str, str], moment: int
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3_proxy import Proxy
 from small_town import (
     assert_nothing_is_half_readable,
     config_of,
@@ -32,31 +33,34 @@ def raw(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(bucket: str, raw: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    job = start_job(tmp_path_factory.mktemp("job"), raw, f"{bucket}/undisturbed")
-    out, error = job.communicate(timeout=240)
-    assert job.returncode == 0, error
-    assert "read 92, kept 90, rejected 2; wrote 16 places" in out
-    assert sum(len(domain.place_ids) for domain in list_domains(f"{bucket}/undisturbed")) == 16
-    return digests(f"{bucket}/undisturbed")
-
-
-def test_a_server_that_fails_now_and_then(
-    bucket: str, raw: str, undisturbed: dict[str, str], proxy: Any, tmp_path: Path
-) -> None:
-    """Every fifth request fails, in four ways: the job repeats them and says nothing."""
-    ways = [500, "reset", 503, "cut"]
+def shaky(bucket: str, raw: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The output of a job whose every fifth request fails, in four ways: it repeats them and says nothing."""
+    proxy = Proxy(os.environ["AWS_ENDPOINT_URL"])
+    ways: list[int | str] = [500, "reset", 503, "cut"]
     proxy.fault = lambda number, method, path: ways[number // 5 % 4] if number % 5 == 0 else None
-    job = start_job(tmp_path, raw, f"{bucket}/shaky")
-    _, error = job.communicate(timeout=240)
+    folder = tmp_path_factory.mktemp("job")
+    job = start_job(folder, raw, f"{bucket}/shaky", {"AWS_ENDPOINT_URL": proxy.endpoint})
+    out, error = job.communicate(timeout=240)
+    proxy.stop()
     assert job.returncode == 0, error
-    proxy.fault = lambda number, method, path: None
     assert proxy.faults > 50
-    assert digests(f"{bucket}/shaky") == undisturbed
+    assert "read 92, kept 90, rejected 2; wrote 16 places" in out
+    return digests(f"{bucket}/shaky")
+
+
+def test_a_server_that_fails_now_and_then(bucket: str, raw: str, shaky: dict[str, str]) -> None:
+    """Every photo that is kept has the bytes of its source."""
+    domains = list_domains(f"{bucket}/shaky")
+    assert sum(len(domain.place_ids) for domain in domains) == 16
+    places = [place for domain in domains for place in storage.read_table(domain.file).to_pylist()]
+    photos = [photo for place in places for photo in place["photos"]]
+    assert len(photos) == 78
+    assert all(storage.read_bytes(photo["source_uri"]) == photo["image"] for photo in photos)
+    assert not [path for path in shaky if "plan" in path]
 
 
 def test_an_outage_ends_the_job_with_one_sentence_and_loses_nothing(
-    bucket: str, raw: str, undisturbed: dict[str, str], proxy: Any, tmp_path: Path
+    bucket: str, raw: str, shaky: dict[str, str], proxy: Any, tmp_path: Path
 ) -> None:
     reached = threading.Event()
     written: list[str] = []
@@ -85,7 +89,7 @@ def test_an_outage_ends_the_job_with_one_sentence_and_loses_nothing(
     job = start_job(tmp_path, raw, f"{bucket}/interrupted")
     _, error = job.communicate(timeout=240)
     assert job.returncode == 0, error
-    assert digests(f"{bucket}/interrupted") == undisturbed
+    assert digests(f"{bucket}/interrupted") == shaky
 
 
 def test_an_unreachable_store_is_one_sentence(
