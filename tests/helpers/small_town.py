@@ -64,7 +64,7 @@ def start_job(
 
 
 def kill_after(job: "subprocess.Popen[str]", output: str, num_files: int) -> bool:
-    """SIGKILL a job once it has written so many files, and wait for its Ray to end; False when it ended before."""
+    """SIGKILL a job, then what is left of its Ray, once it has written so many files; False when it ended before."""
     while len(storage.file_sizes(output)) < num_files:
         if job.poll() is not None:
             return False
@@ -72,7 +72,7 @@ def kill_after(job: "subprocess.Popen[str]", output: str, num_files: int) -> boo
     children = psutil.Process(job.pid).children(recursive=True)
     job.kill()
     job.communicate()
-    _, alive = psutil.wait_procs(children, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=3)
     for process in alive:
         process.kill()
     psutil.wait_procs(alive)
