@@ -4,23 +4,31 @@ A uri is a local path or `s3://bucket/key`. A relative local path counts from $P
 (a Ray job runs in a copy of the checkout, its data does not), otherwise from the current folder; `~` and
 `${VARIABLE}` are expanded. Object stores have no rename, so a data set is committed by writing its
 `manifest.json` last: a folder without one is unfinished and is refused by every reader.
+
+Requests to an object store that fail for a passing reason (a lost connection, 500, 503) are repeated with growing
+pauses, for about a quarter of a minute; AWS_MAX_ATTEMPTS and AWS_RETRY_MODE change that. Endpoint and keys come from
+the standard variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY ...).
 """
 
+import contextlib
+import hashlib
 import json
 import os
 import re
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
 from placeray.errors import StorageError
 
 MANIFEST = "manifest.json"
+_LITTER = ".tmp-"  # in the names of files that are being written
+_UPLOAD_BYTES = 16 << 20  # a larger object is uploaded in pieces of this size
 
 
 def resolve(uri: str | os.PathLike[str]) -> str:
@@ -51,8 +59,12 @@ def join(base: str, *parts: str) -> str:
 
 def exists(uri: str) -> bool:
     """Whether a file or folder (a key or prefix) is there."""
+    full = resolve(uri)
+    if not is_remote(full):
+        return os.path.exists(full)
     filesystem, path = _open_filesystem(uri)
-    return bool(filesystem.exists(path))
+    with _explained(uri):
+        return bool(filesystem.exists(path))
 
 
 def list_files(root: str, suffix: str = "") -> list[str]:
@@ -61,11 +73,58 @@ def list_files(root: str, suffix: str = "") -> list[str]:
     Raises:
         StorageError: `root` is not there.
     """
-    filesystem, path = _open_filesystem(root)
-    if not filesystem.exists(path):
-        raise StorageError(f"no such folder: {resolve(root)}")
-    scheme = resolve(root).split("://")[0] + "://" if is_remote(resolve(root)) else ""
-    return sorted(scheme + name for name in filesystem.find(path) if name.endswith(suffix))
+    full = resolve(root)
+    names = (name for folder in walk_files(root) for name in folder if name.endswith(suffix))
+    return sorted(join(full, name) for name in names)
+
+
+def walk_files(root: str) -> Iterator[list[str]]:
+    """The files below `root`, relative to it, folder by folder and sorted within one; links to folders are followed.
+
+    A local tree costs the memory of its largest folder; an object store lists a prefix at once.
+
+    Raises:
+        StorageError: `root` is not there.
+    """
+    full = resolve(root)
+    if not exists(full):
+        raise StorageError(f"no such folder: {full}")
+    if not is_remote(full):
+        with _explained(root):
+            yield from _walk_local(full)
+        return
+    yield sorted(file_sizes(full))
+
+
+def file_sizes(root: str) -> dict[str, int]:
+    """Bytes of every file below `root` by its path relative to it; empty when there is no such folder."""
+    full = resolve(root)
+    if not is_remote(full):
+        return dict(_local_sizes(full))
+    filesystem, path = _open_filesystem(full)
+    with _explained(full):
+        found = filesystem.find(path, detail=True)
+    start = len(path.rstrip("/")) + 1
+    return {name[start:]: int(entry["size"]) for name, entry in found.items() if not name.endswith("/")}
+
+
+def _local_sizes(full: str) -> Iterator[tuple[str, int]]:
+    for folder in _walk_local(full) if os.path.isdir(full) else ():
+        for name in folder:
+            try:
+                yield name, os.path.getsize(f"{full}/{name}")
+            except FileNotFoundError:
+                continue  # a writer renamed its temporary file just now
+
+
+def _walk_local(full: str) -> Iterator[list[str]]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    for folder, below, names in os.walk(full, followlinks=True, onerror=fail):
+        below.sort()
+        prefix = os.path.relpath(folder, full) + "/" if folder != full else ""
+        yield [prefix + name for name in sorted(names)]
 
 
 def size(uri: str) -> int:
@@ -78,50 +137,148 @@ def size(uri: str) -> int:
 def remove(uri: str) -> None:
     """Delete one file; nothing happens when it is not there."""
     filesystem, path = _open_filesystem(uri)
-    if filesystem.exists(path):
-        filesystem.rm_file(path)
+    with _explained(uri):
+        if filesystem.exists(path):
+            filesystem.rm_file(path)
 
 
 def open_read(uri: str) -> BinaryIO:
     """A seekable binary reader. Raises StorageError when the file is not there."""
-    filesystem, path = _open_filesystem(uri)
+    full = resolve(uri)
     with _explained(uri):
+        if not is_remote(full):
+            return open(full, "rb")
+        filesystem, path = _open_filesystem(uri)
         return cast(BinaryIO, filesystem.open(path, "rb"))
 
 
-def read_bytes(uri: str) -> bytes:
-    """The whole content of one file. Raises StorageError when it is not there."""
-    with open_read(uri) as file:
-        return file.read()
+def read_bytes(uri: str, start: int | None = None, end: int | None = None) -> bytes:
+    """The content of one file, or its bytes from `start` to before `end`. Raises StorageError when it is not there."""
+    full = resolve(uri)
+    with _explained(uri):
+        if is_remote(full):
+            filesystem, path = _open_filesystem(uri)
+            return cast(bytes, filesystem.cat_file(path, start=start, end=end))
+        with open(full, "rb", buffering=0) as file:
+            if start:
+                file.seek(start)
+            return file.read(-1 if end is None else end - (start or 0))
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write one file so that a reader sees all of it or nothing; parent folders are made.
-
-    Locally a temporary file is synced and renamed; an object store publishes a put when it is complete.
-    """
-    filesystem, path = _open_filesystem(uri)
-    with _explained(uri):
-        if not isinstance(filesystem, LocalFileSystem):
+    """Write one file so that a reader sees all of it or nothing; parent folders are made."""
+    full = resolve(uri)
+    if is_remote(full):
+        filesystem, path = _open_filesystem(uri)
+        with _explained(uri, write=True):
             filesystem.pipe_file(path, data)
-            return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{path}.tmp-{uuid.uuid4().hex[:12]}"
+        return
+    with FileWriter(uri) as file:
+        file.write(data)
+
+
+class FileWriter:
+    """A new file, written piece by piece, that a reader sees as a whole or not at all.
+
+    Locally a temporary file is synced and renamed when the block ends; an object store publishes an upload when it
+    is complete. When the block ends with an error nothing is left. `size` and `sha256` tell what was written.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.size = 0
+        self.closed = False  # what a parquet writer asks of its sink
+        self._hash = hashlib.sha256()
+        self._full = resolve(uri)
+        self._temporary = f"{self._full}{_LITTER}{uuid.uuid4().hex[:12]}"
+        with _explained(uri, write=True):
+            self._file = self._open()
+
+    def _open(self) -> Any:
+        if is_remote(self._full):
+            filesystem, path = _open_filesystem(self.uri)
+            return filesystem.open(path, "wb", block_size=_UPLOAD_BYTES)
+        os.makedirs(os.path.dirname(self._full), exist_ok=True)
+        return open(self._temporary, "wb", buffering=0)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything written so far, in hexadecimal."""
+        return self._hash.hexdigest()
+
+    def __enter__(self) -> "FileWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self.discard()
+
+    def write(self, data: Any) -> int:
+        """Append bytes."""
+        view = memoryview(data).cast("B")
+        with _explained(self.uri, write=True):
+            written = 0
+            while written < len(view):  # an unbuffered file may take less than it is given
+                written += self._file.write(view[written:])
+        self._hash.update(view)
+        self.size += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """Nothing is seen before the commit, so there is nothing to flush."""
+
+    def commit(self) -> None:
+        """Publish the file."""
         try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            with _explained(self.uri, write=True):
+                self._publish()
         except BaseException:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+            self.discard()
             raise
+        self.closed = True
+
+    def _publish(self) -> None:
+        if is_remote(self._full):
+            self._file.close()
+            return
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._temporary, self._full)
+
+    def discard(self) -> None:
+        """Leave no trace."""
+        self.closed = True
+        if is_remote(self._full):
+            self._file.closed = True  # closing would publish what is there
+            with contextlib.suppress(
+                Exception
+            ):  # a store that is away cannot be told; nobody sees the upload
+                self._file.discard()
+            return
+        self._file.close()
+        if os.path.exists(self._temporary):
+            os.unlink(self._temporary)
+
+
+def remove_litter(root: str) -> None:
+    """Delete the temporary files that killed writers left below `root`."""
+    full = resolve(root)
+    if is_remote(full):
+        return
+    for folder in _walk_local(full):
+        for name in folder:
+            if re.search(re.escape(_LITTER) + "[0-9a-f]{12}$", name):
+                os.unlink(f"{full}/{name}")
 
 
 def read_text(uri: str) -> str:
-    """The content of a UTF-8 file."""
-    return read_bytes(uri).decode("utf-8")
+    """The content of a UTF-8 file. Raises StorageError when it is missing or in another encoding."""
+    try:
+        return read_bytes(uri).decode("utf-8")
+    except UnicodeDecodeError:
+        raise StorageError(f"{resolve(uri)} is not UTF-8 text") from None
 
 
 def write_text(uri: str, text: str) -> None:
@@ -149,6 +306,15 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     with open_read(uri) as file:
         try:
             return pq.read_table(file, columns=columns, partitioning=None)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StorageError(f"{resolve(uri)} cannot be read as parquet: {error}") from None
+
+
+def read_schema(uri: str) -> pa.Schema:
+    """Names and types of the columns of one parquet file."""
+    with open_read(uri) as file:
+        try:
+            return pq.read_schema(file)
         except (pa.ArrowInvalid, OSError) as error:
             raise StorageError(f"{resolve(uri)} cannot be read as parquet: {error}") from None
 
@@ -198,27 +364,58 @@ def read_manifest(root: str) -> dict[str, Any]:
 def _open_filesystem(uri: str) -> tuple[Any, str]:
     full = resolve(uri)
     try:
-        return cast(tuple[Any, str], fsspec.core.url_to_fs(full, **_OPTIONS.get(full.split("://")[0], {})))
+        return cast(tuple[Any, str], fsspec.core.url_to_fs(full, **_options(full.split("://")[0])))
     except ImportError as error:
         raise StorageError(f"{full} needs a package that is not installed: {error}") from None
+    except ValueError as error:
+        raise StorageError(f"{full}: {error}") from None
 
 
-# Listings are never cached: other processes write what this one is about to read.
-_OPTIONS: dict[str, dict[str, Any]] = {"s3": {"use_listings_cache": False}}
+def _options(scheme: str) -> dict[str, Any]:
+    """Listings are never cached: other processes write what this one is about to read."""
+    if scheme != "s3":
+        return {}
+    if os.environ.keys() & {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"}:
+        return {"use_listings_cache": False}
+    retries = {"max_attempts": 6, "mode": "standard"}
+    return {"use_listings_cache": False, "config_kwargs": {"retries": retries}}
 
 
 class _explained:
     """Turns what a file system raises into one sentence with the full uri."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, write: bool = False) -> None:
         self.uri = uri
+        self.write = write
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, FileNotFoundError):
-            raise StorageError(f"no such file: {resolve(self.uri)}") from None
+        if error is None or isinstance(error, StorageError):
+            return
+        full = resolve(self.uri)
+        # The packages behind s3:// are not part of the base install, so their errors are known by where they are from.
+        from_client = type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp")
+        if is_remote(full) and (from_client or isinstance(error, OSError)):
+            raise StorageError(self._about_object_store(full, error)) from None
+        if isinstance(error, FileNotFoundError) and not self.write:
+            raise StorageError(f"no such file: {full}") from None
         if isinstance(error, OSError):
-            reason = error.strerror or str(error) or type(error).__name__
-            raise StorageError(f"{resolve(self.uri)}: {reason}") from None
+            raise StorageError(f"{full}: {error.strerror or str(error) or type(error).__name__}") from None
+
+    def _about_object_store(self, full: str, error: BaseException) -> str:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        name = type(error).__name__
+        if isinstance(error, FileNotFoundError):
+            return f"{full}: there is no such bucket" if self.write else f"no such file: {full}"
+        if isinstance(error, PermissionError) or "Credential" in name:
+            return (
+                f"{full}: the object store refuses access ({reason}); check AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY and their rights on the bucket"
+            )
+        if "Connect" in name or "Timeout" in name:
+            return (
+                f"{full}: the object store does not answer ({reason}); check AWS_ENDPOINT_URL and the network"
+            )
+        return f"{full}: the object store failed ({reason})"

@@ -1,57 +1,14 @@
 """The storage functions against a real S3 server over HTTP on loopback."""
 
 import os
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
-from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from placeray import storage
 from placeray.errors import StorageError
-
-pytest.importorskip("s3fs")
-pytest.importorskip("moto")
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """A new bucket on a server of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    endpoint = f"http://127.0.0.1:{port}"
-    environment = {
-        "AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "testtest",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-    }  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        _wait_for(endpoint, server)
-        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/placeray", method="PUT"), timeout=10)
-        yield "s3://placeray"
-    server.terminate()
-    server.wait(10)
-
-
-def _wait_for(endpoint: str, server: "subprocess.Popen[bytes]") -> None:
-    for _ in range(150):
-        assert server.poll() is None, "the S3 server ended at once"
-        try:
-            urllib.request.urlopen(endpoint, timeout=2)
-            return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError(f"no S3 server at {endpoint}")
 
 
 def test_files_and_tables_round_trip(bucket: str) -> None:
@@ -90,3 +47,49 @@ def test_manifest_commits_the_folder(bucket: str) -> None:
 def test_missing_object_is_named(bucket: str) -> None:
     with pytest.raises(StorageError, match=f"no such file: {bucket}/none"):
         storage.read_bytes(f"{bucket}/none")
+
+
+def test_pieces_of_an_object(bucket: str) -> None:
+    storage.write_bytes(f"{bucket}/pieces", b"0123456789")
+    assert storage.read_bytes(f"{bucket}/pieces", 2, 5) == b"234"
+    assert storage.read_bytes(f"{bucket}/pieces") == b"0123456789"
+    assert storage.file_sizes(f"{bucket}/none") == {}
+
+
+def test_a_large_object_is_written_in_pieces_or_not_at_all(bucket: str) -> None:
+    piece = os.urandom(9 << 20)
+    with storage.FileWriter(f"{bucket}/large/whole") as file:
+        for _ in range(4):
+            file.write(piece)
+    assert storage.read_bytes(f"{bucket}/large/whole") == piece * 4
+    broken = storage.FileWriter(f"{bucket}/large/broken")
+    for _ in range(4):
+        broken.write(piece)
+    broken.__exit__(RuntimeError, None, None)
+    assert storage.file_sizes(f"{bucket}/large") == {"whole": 36 << 20}
+
+
+@pytest.mark.parametrize("fault", [500, 503, "reset", "cut"])
+def test_passing_failures_are_repeated(bucket: str, proxy: Any, fault: Any) -> None:
+    storage.write_bytes(f"{bucket}/passing/a", b"a" * 1000)
+    proxy.fault = lambda number, method, path: fault if number % 2 else None
+    proxy.requests = 0
+    assert storage.read_bytes(f"{bucket}/passing/a") == b"a" * 1000
+    storage.write_bytes(f"{bucket}/passing/b", b"b" * 1000)
+    assert storage.file_sizes(f"{bucket}/passing") == {"a": 1000, "b": 1000}
+    assert proxy.faults >= 2
+
+
+def test_what_does_not_pass_is_one_sentence(bucket: str, proxy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(StorageError, match="s3://no-such-bucket/x: there is no such bucket"):
+        storage.write_bytes("s3://no-such-bucket/x", b"1")
+    proxy.fault = lambda number, method, path: 500
+    with pytest.raises(StorageError, match=r"s3://placeray/x: the object store failed .*try again"):
+        storage.write_bytes(f"{bucket}/x", b"1")
+    proxy.stop()
+    for call in (storage.exists, storage.read_bytes, storage.list_files, storage.size, storage.remove):
+        with pytest.raises(
+            StorageError, match=r"does not answer \(.*\); check AWS_ENDPOINT_URL and the network$"
+        ):
+            call(f"{bucket}/x")

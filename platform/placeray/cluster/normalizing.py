@@ -5,13 +5,21 @@ manifests come last. Every input row or file ends in images/ or in rejects/: rea
 job fails.
 """
 
+import sys
 import time
 from typing import Any, NamedTuple
 
 from placeray import contracts, storage
 from placeray.cluster.parts import Part, Report, run_parts
 from placeray.datasets.photo_bytes import PhotoStorage
-from placeray.datasets.planning import NormalizeConfig, SourcePlan, check_share, plan_source, write_plan
+from placeray.datasets.planning import (
+    NormalizeConfig,
+    SourcePlan,
+    check_share,
+    plan_file,
+    plan_source,
+    write_plan,
+)
 from placeray.datasets.source import SourceBase
 from placeray.datasets.writing import finished_report, write_part, write_rejects
 from placeray.errors import ConfigError, ContractError
@@ -79,7 +87,13 @@ def normalize(
         counts[source.key] = plan.counts
         files["rejects"] += _write_listing_rejects(plan, output)
         check_share(source.key, plan.counts, config, storage.join(output, "rejects"))
-        parts += write_plan(plan, config, output)
+        planned = write_plan(plan, config, output)
+        parts += planned
+        print(
+            f"normalize: {source.key}: {plan.counts['read']} rows listed, {len(planned)} parts planned",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+    there = storage.file_sizes(output)
     reports = run_parts(
         parts,
         PartWriter,
@@ -87,7 +101,7 @@ def normalize(
         describe="normalize",
         num_workers=num_workers,
         num_cpus=num_cpus,
-        done=lambda part: finished_report(output, part),
+        done=lambda part: finished_report(output, part, there),
         unit="photos",
     )
     for report in reports:
@@ -97,8 +111,18 @@ def normalize(
     for source in config.sources:
         _reconcile(source, counts[source.key])
         check_share(source.key, counts[source.key], config, storage.join(output, "rejects"))
+    _tidy(config, output)
     _commit(config, output, files, counts)
     return NormalizeReport(output, counts, time.monotonic() - start, already_finished=False)
+
+
+def _tidy(config: NormalizeConfig, output: str) -> None:
+    """Remove the plans, which a finished output has no use for, and what killed writers left."""
+    prefixes = tuple(plan_file("", source, 0).strip("/").removesuffix("00000") for source in config.sources)
+    for path in storage.file_sizes(output):
+        if path.startswith(prefixes):
+            storage.remove(storage.join(output, path))
+    storage.remove_litter(output)
 
 
 def _claim(config: NormalizeConfig, output: str) -> None:

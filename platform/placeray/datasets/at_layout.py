@@ -9,6 +9,8 @@ cannot be read is rejected instead of ending the run.
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from placeray import storage
@@ -33,6 +35,12 @@ class AtLayout(SourceBase):
     heading_from: Literal["field", "tile"] = Field(
         default="field", description="field 9, or (field 8 mod 12) * 30: the yaw inside a Pitts panorama"
     )
+    frame_spacing_m: float | None = Field(
+        default=None,
+        gt=0,
+        description="set where north only encodes a frame or pair number: frame = north / spacing, rounded "
+        "(Nordland 25 / 10.5 = 2.381, AmsterTime and SPED 1000)",
+    )
     places: CellPlaces = CellPlaces()
 
 
@@ -45,19 +53,24 @@ def list_photos(config: AtLayout) -> Listing:
     for role, name in (("database", config.database), ("query", config.queries)):
         if name is not None:
             below = f"{folder}/{name}"
-            paths = [f"{below}/{path}" for path in photos.list_images(storage.join(config.root, below))]
-            if not paths:
+            found = [
+                _list_role(config, role, pc.binary_join_element_wise(pa.scalar(below), names, "/"))
+                for names in photos.walk_images(storage.join(config.root, below))
+            ]
+            if not found:
                 raise DataError(f"{config.key}: no photo below {storage.join(config.root, below)}")
-            parts.append(_list_role(config, role, paths))
+            parts += found
     if not parts:
         raise DataError(f"{config.key}: database and queries are both null, so there is nothing to read")
-    return photos.join_listings(parts)
+    return photos.join_listings(config, parts)
 
 
-def _list_role(config: AtLayout, role: str, paths: list[str]) -> Listing:
+def _list_role(config: AtLayout, role: str, paths: pa.Array) -> Listing:
     draft = at_names.draft_from_names(config, paths).text(role="train" if config.is_training else role)
     if config.is_training:
         draft.text(city=config.name.split("/")[-1])
+    if config.frame_spacing_m is not None:
+        draft.number(frame=np.round(draft.metres()[:, 1] / config.frame_spacing_m))
     if config.heading_from == "tile":
         draft.number(heading_deg=tile_headings(draft))
     return draft.finish()

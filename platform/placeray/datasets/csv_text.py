@@ -4,9 +4,10 @@ An all-digit panorama id keeps its zeros, one spelled `NaN` stays a name, a lati
 file name is made of. Line ends may be LF or CRLF, with or without a final one; a byte order mark is skipped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
@@ -18,19 +19,22 @@ from placeray.errors import DataError
 
 
 class CsvText(NamedTuple):
-    """table: text columns, white space trimmed. lines: line number of each row. broken: (line, text) of other
-    rows.
-    """
+    """table: text columns as they stand. lines: line number of each row. broken: (line, text) of other rows."""
 
     table: pa.Table
     lines: pa.Array
     broken: list[tuple[int, str]]
 
     def column(self, name: str) -> pa.Array:
-        """One column as a plain array of text; all empty when the file has no such column."""
+        """One column as a plain array of text, white space trimmed; all empty when the file has no such column."""
         if name not in self.table.column_names:
-            return pa.array([""] * self.table.num_rows, pa.string())
-        return self.table[name].combine_chunks()
+            return photos.texts("", self.table.num_rows)
+        return pc.utf8_trim_whitespace(self.table[name].combine_chunks())
+
+    def batches(self, num_rows: int) -> Iterator["CsvText"]:
+        """The rows in pieces of at most `num_rows`; broken lines are not repeated."""
+        for start in range(0, self.table.num_rows, num_rows):
+            yield CsvText(self.table.slice(start, num_rows), self.lines.slice(start, num_rows), [])
 
 
 def read_csv(uri: str, needed: Sequence[str]) -> CsvText:
@@ -46,7 +50,9 @@ def read_csv(uri: str, needed: Sequence[str]) -> CsvText:
         raise DataError(f"{uri} has no column {', '.join(missing)}; its columns are {', '.join(names)}")
     if not _has_rows(data):
         return CsvText(
-            pa.table([pa.array([], pa.string()) for _ in names], names=names), _line_numbers(0, set()), []
+            pa.table([pa.array([], pa.string()) for _ in needed], names=list(needed)),
+            _line_numbers(0, []),
+            [],
         )
     broken: list[tuple[int, str]] = []
 
@@ -62,14 +68,14 @@ def read_csv(uri: str, needed: Sequence[str]) -> CsvText:
             ),
             parse_options=csv.ParseOptions(invalid_row_handler=keep_aside),
             convert_options=csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+                column_types=dict.fromkeys(names, pa.string()),
+                strings_can_be_null=False,
+                include_columns=list(dict.fromkeys(needed)),
             ),
         )
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise DataError(f"{uri} cannot be read as CSV: {str(error).splitlines()[0]}") from None
-    trimmed = [pc.utf8_trim_whitespace(column).combine_chunks() for column in table.columns]
-    lines = _line_numbers(table.num_rows, {line for line, _ in broken})
-    return CsvText(pa.table(trimmed, names=names), lines, broken)
+    return CsvText(table, _line_numbers(table.num_rows, [line for line, _ in broken]), broken)
 
 
 def broken_lines(config: SourceBase, csv_path: str, rows: CsvText) -> Listing:
@@ -100,9 +106,7 @@ def _has_rows(data: bytes) -> bool:
     return len(data[: 1 << 20].strip().replace(b"\r", b"\n").split(b"\n", 1)) > 1
 
 
-def _line_numbers(count: int, taken: set[int]) -> pa.Array:
+def _line_numbers(count: int, taken: Sequence[int]) -> pa.Array:
     """Numbers of the lines behind the good rows: 2, 3, ... without the broken ones."""
-    if not taken:
-        return pa.array(range(2, count + 2), pa.int64())
-    numbers = (line for line in range(2, count + len(taken) + 2) if line not in taken)
-    return pa.array([next(numbers) for _ in range(count)], pa.int64())
+    numbers = np.arange(2, count + len(taken) + 2, dtype=np.int64)
+    return pa.array(numbers[~np.isin(numbers, np.asarray(taken, dtype=np.int64))][:count])

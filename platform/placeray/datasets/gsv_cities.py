@@ -46,7 +46,7 @@ def list_photos(config: GsvCities) -> Listing:
         raise DataError(
             f"{config.key}: no CSV for {', '.join(missing) or 'any city'} in {storage.resolve(frames)}"
         )
-    return photos.join_listings([_list_city(config, city) for city in sorted(cities)])
+    return photos.join_listings(config, (_list_city(config, city) for city in sorted(cities)))
 
 
 def _list_city(config: GsvCities, city: str) -> Listing:
@@ -83,7 +83,8 @@ def _list_city(config: GsvCities, city: str) -> Listing:
         captured=_captured(rows),
     )
     return photos.join_listings(
-        [draft.finish(), broken_lines(config, csv_path, rows), _nameless_files(config, city, on_disk, found)]
+        config,
+        [draft.finish(), broken_lines(config, csv_path, rows), _nameless_files(config, city, on_disk, found)],
     )
 
 

@@ -5,12 +5,12 @@ Sources: `mapillary/mapillary_sls:mapillary_sls/datasets/msls.py`,
 line ends, files are joined by key, and photos of two cities never share a cache.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, model_validator
 from scipy.spatial import KDTree
 
 from placeray import storage
@@ -57,6 +57,13 @@ class Msls(SourceBase):
     )
     places: CellPlaces = CellPlaces()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _test_has_no_labels(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("split") == "test":
+            return {"positive": None, **values}
+        return values
+
 
 class _City(NamedTuple):
     """Where one city of a source is: `path` below root."""
@@ -77,7 +84,9 @@ def list_photos(config: Msls) -> Listing:
             f"{config.key}: no folder {', '.join(missing) or 'of any city of the split'} "
             f"in {storage.resolve(storage.join(config.root, folder))}"
         )
-    return photos.join_listings([_list_city(_City(config, city, f"{folder}/{city}")) for city in present])
+    return photos.join_listings(
+        config, (_list_city(_City(config, city, f"{folder}/{city}")) for city in present)
+    )
 
 
 def _list_city(city: _City) -> Listing:
@@ -87,7 +96,8 @@ def _list_city(city: _City) -> Listing:
         _select_queries(city, database[0], query[0])
     needs_position = city.config.split != "test"
     return photos.join_listings(
-        [part for draft, *others in (database, query) for part in (draft.finish(needs_position), *others)]
+        city.config,
+        [part for draft, *others in (database, query) for part in (draft.finish(needs_position), *others)],
     )
 
 

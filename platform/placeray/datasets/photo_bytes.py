@@ -2,6 +2,9 @@
 
 import hashlib
 import io
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import PIL.Image
@@ -30,7 +33,13 @@ class PhotoStorage(Config):
     jpeg_quality: int = Field(
         default=92, ge=1, le=100, description="of photos stored anew because of max_side_px"
     )
-    read_threads: int = Field(default=4, ge=1, description="photos that one worker reads at the same time")
+    max_file_bytes: int = Field(
+        default=512 << 20,
+        ge=1 << 20,
+        description="a file is closed, and the next one begun, once it holds so many bytes; it may end 8 MiB, or one "
+        "place, above",
+    )
+    read_threads: int = Field(default=4, ge=1, description="photos that one worker fetches at the same time")
 
 
 class PhotoBytes(NamedTuple):
@@ -49,17 +58,41 @@ class Rejection(NamedTuple):
     detail: str
 
 
-def read_photo(uri: str, config: PhotoStorage) -> PhotoBytes | Rejection:
-    """Read one photo and check it.
+def read_photos(uris: Sequence[str], config: PhotoStorage) -> Iterator[PhotoBytes | Rejection]:
+    """Read and check photos, in order.
+
+    Threads only fetch bytes, no more than four photos per thread ahead; decoding and hashing stay in the calling
+    thread, because several of them in one worker would only take turns on its core.
 
     Raises:
-        StorageError: the file is there but cannot be read (rights, network, disk): not the photo's fault.
+        StorageError: a file is there but cannot be read (rights, network, disk): not the photo's fault.
     """
+    ahead: deque[Future[bytes | None]] = deque()
+    with ThreadPoolExecutor(config.read_threads) as pool:
+        try:
+            for uri in uris:
+                ahead.append(pool.submit(_fetch, uri))
+                if len(ahead) > 4 * config.read_threads:
+                    yield _checked(ahead.popleft().result(), config)
+            while ahead:
+                yield _checked(ahead.popleft().result(), config)
+        finally:
+            for waiting in ahead:
+                waiting.cancel()
+
+
+def _fetch(uri: str) -> bytes | None:
+    """The bytes of one photo; None when there is no such file."""
     try:
-        data = storage.read_bytes(uri)
+        return storage.read_bytes(uri)
     except StorageError:
         if storage.exists(uri):
             raise
+        return None
+
+
+def _checked(data: bytes | None, config: PhotoStorage) -> PhotoBytes | Rejection:
+    if data is None:
         return Rejection("missing_file", "there is no such file")
     return check_photo(data, config)
 
@@ -93,7 +126,8 @@ def _shrink(image: PIL.Image.Image, config: PhotoStorage) -> tuple[bytes, int, i
     assert config.max_side_px is not None
     scale = config.max_side_px / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    small = image.convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS)
+    colour = image if image.mode == "RGB" else image.convert("RGB")
+    small = colour.resize(size, PIL.Image.Resampling.LANCZOS)
     sink = io.BytesIO()
     small.save(sink, "JPEG", quality=config.jpeg_quality)
     return sink.getvalue(), *size

@@ -1,5 +1,8 @@
 """Anyone's folder of photos, placed by the GPS tags that phones and cameras write into them (EXIF)."""
 
+import io
+import struct
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +15,18 @@ from placeray.datasets import photos
 from placeray.datasets.photos import Draft
 from placeray.datasets.source import CellPlaces, Listing, SourceBase, SplitName
 from placeray.errors import DataError
+
+_HEADER_BYTES = 256 << 10  # holds the tags of nearly every photo; of an object store no more is read
+_READ_THREADS = 8
+_NO_IMAGE = (
+    PIL.UnidentifiedImageError,
+    PIL.Image.DecompressionBombError,
+    SyntaxError,
+    ValueError,
+    IndexError,
+    EOFError,
+    OSError,
+)
 
 
 class PhotoFolder(SourceBase):
@@ -35,19 +50,23 @@ def list_photos(config: PhotoFolder) -> Listing:
     for role, folder in (("database", config.database), ("query", config.queries)):
         if folder is not None:
             prefix = f"{folder.strip('/')}/" if folder.strip("/") else ""
-            paths = [prefix + name for name in photos.list_images(storage.join(config.root, prefix))]
-            if config.queries and not prefix:  # a query folder inside the map folder is not part of the map
-                paths = [path for path in paths if not path.startswith(f"{config.queries.strip('/')}/")]
-            parts.append(_list_role(config, "train" if config.is_training else role, paths))
-    listing = photos.join_listings(parts) if parts else None
-    if listing is None or not listing.read:
+            for names in photos.walk_images(storage.join(config.root, prefix)):
+                paths = [prefix + name for name in names.to_pylist()]
+                if (
+                    config.queries and not prefix
+                ):  # a query folder inside the map folder is not part of the map
+                    paths = [path for path in paths if not path.startswith(f"{config.queries.strip('/')}/")]
+                parts.append(_list_role(config, "train" if config.is_training else role, paths))
+    listing = photos.join_listings(config, parts)
+    if not listing.read:
         raise DataError(f"{config.key}: no photo (.jpg, .jpeg, .png) in {storage.resolve(config.root)}")
     return listing
 
 
 def _list_role(config: PhotoFolder, role: str, paths: list[str]) -> Listing:
     draft = Draft(config, paths)
-    headers = [read_header(storage.join(config.root, path)) for path in paths]
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        headers = list(pool.map(lambda path: read_header(storage.join(config.root, path)), paths))
     unreadable = np.array([header is None for header in headers], dtype=bool)
     draft.mark(unreadable, "decode_error", "the file is no image that can be opened")
     known = [header or {} for header in headers]
@@ -66,11 +85,29 @@ def _list_role(config: PhotoFolder, role: str, paths: list[str]) -> Listing:
 
 def read_header(uri: str) -> dict[str, Any] | None:
     """lat, lon, heading_deg and captured of an image file as far as its EXIF has them; None for no image."""
+    if not storage.is_remote(storage.resolve(uri)):
+        with storage.open_read(uri) as file:
+            return _header_of(file)
+    start = storage.read_bytes(uri, 0, _HEADER_BYTES)
+    header = _header_of(io.BytesIO(start))
+    if header is None and len(start) == _HEADER_BYTES:
+        header = _header_of(io.BytesIO(storage.read_bytes(uri)))
+    return header
+
+
+def _header_of(file: Any) -> dict[str, Any] | None:
     try:
-        with storage.open_read(uri) as file, PIL.Image.open(file) as image:
-            exif = image.getexif()
-    except (PIL.UnidentifiedImageError, PIL.Image.DecompressionBombError, SyntaxError, ValueError, OSError):
+        with PIL.Image.open(file) as image:
+            try:
+                return _tags_of(image)
+            except (*_NO_IMAGE, struct.error, KeyError, TypeError):
+                return {}  # a good photo with broken tags has no position
+    except _NO_IMAGE:
         return None
+
+
+def _tags_of(image: PIL.Image.Image) -> dict[str, Any]:
+    exif = image.getexif()
     gps, details = exif.get_ifd(IFD.GPSInfo), exif.get_ifd(IFD.Exif)
     header: dict[str, Any] = {
         "captured": str(details.get(Base.DateTimeOriginal, "") or exif.get(Base.DateTime, ""))

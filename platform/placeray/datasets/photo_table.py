@@ -52,32 +52,42 @@ class PhotoTable(SourceBase):
 def list_photos(config: PhotoTable) -> Listing:
     """One photo per row."""
     uri = storage.join(config.root, config.table)
-    wanted = config.columns
-    needed = [name for name in wanted.model_dump().values() if name is not None]
+    needed = [name for name in config.columns.model_dump().values() if name is not None]
     rows = _read_parquet(uri, needed) if config.table.endswith(".parquet") else read_csv(uri, needed)
     if not rows.table.num_rows:
         raise DataError(f"{config.key}: {storage.resolve(uri)} has no rows")
+    parts = [_list_rows(config, batch) for batch in rows.batches(photos.BATCH_ROWS)]
+    return photos.join_listings(config, [*parts, broken_lines(config, config.table, rows)])
+
+
+def _list_rows(config: PhotoTable, rows: CsvText) -> Listing:
+    wanted = config.columns
     draft = Draft(config, rows.column(wanted.path))
-    draft.mark(
-        pc.equal(draft.paths, "").to_numpy(zero_copy_only=False), "bad_row", f"{config.table}: no path"
+    lines = pc.binary_join_element_wise(
+        pa.scalar(f"no path in {config.table} line"), rows.lines.cast(pa.string()), " "
     )
+    draft.mark(pc.equal(draft.paths, "").to_numpy(zero_copy_only=False), "bad_row", lines)
     for name in ("lat", "lon", "frame", "heading_deg"):
         column = getattr(wanted, name)
         if column is not None:
             draft.parse(name, rows.column(column), "bad_heading" if name == "heading_deg" else "bad_row")
+    city: pa.Array | str = config.name.split("/")[-1]
+    if wanted.city is not None:
+        given = rows.column(wanted.city)
+        city = pc.if_else(pc.equal(given, ""), pa.scalar(city), given)
     draft.text(
         role=_roles(config, rows, draft),
-        city=rows.column(wanted.city) if wanted.city else config.name.split("/")[-1],
+        city=city,
         captured=photos.parse_captured(rows.column(wanted.captured)) if wanted.captured else None,
     )
-    return photos.join_listings([draft.finish(), broken_lines(config, config.table, rows)])
+    return draft.finish()
 
 
-def _roles(config: PhotoTable, rows: CsvText, draft: Draft) -> pa.Array:
+def _roles(config: PhotoTable, rows: CsvText, draft: Draft) -> pa.Array | str:
     if config.is_training:
-        return pa.array(["train"] * draft.size, pa.string())
+        return "train"
     if config.columns.role is None:
-        return pa.array([config.default_role] * draft.size, pa.string())
+        return config.default_role
     values = rows.column(config.columns.role)
     names = pa.array(list(config.roles) or ["database", "query", "train", "skip"], pa.string())
     roles = pa.array(list(config.roles.values()) or names.to_pylist(), pa.string())
@@ -99,12 +109,19 @@ def _roles(config: PhotoTable, rows: CsvText, draft: Draft) -> pa.Array:
 
 def _read_parquet(uri: str, needed: list[str]) -> CsvText:
     """A parquet table as text columns: numbers print as the shortest text that reads back to them."""
-    table = storage.read_table(uri)
-    missing = [name for name in needed if name not in table.column_names]
+    full = storage.resolve(uri)
+    present = storage.read_schema(uri).names
+    missing = [name for name in needed if name not in present]
     if missing:
-        raise DataError(
-            f"{storage.resolve(uri)} has no column {', '.join(missing)}; "
-            f"its columns are {', '.join(table.column_names)}"
-        )
-    texts = [table[name].cast(pa.string()).fill_null("") for name in needed]
-    return CsvText(pa.table(texts, names=needed), pa.array(range(table.num_rows), pa.int64()), [])
+        raise DataError(f"{full} has no column {', '.join(missing)}; its columns are {', '.join(present)}")
+    table = storage.read_table(uri, list(dict.fromkeys(needed)))
+    texts = []
+    for name in table.column_names:
+        try:
+            texts.append(table[name].cast(pa.string()).fill_null(""))
+        except pa.ArrowException:
+            raise DataError(
+                f"{full}: column {name} holds {table[name].type}, expected text, numbers or times"
+            ) from None
+    lines = pa.array(np.arange(1, table.num_rows + 1, dtype=np.int64))
+    return CsvText(pa.table(texts, names=table.column_names), lines, [])

@@ -1,12 +1,15 @@
 """The table of photos that every source is listed into, its ids, and the common checks on its rows.
 
-A reader fills a `Draft`: text and number columns of equal length, and marks rows that cannot be used with a
-reason. `Draft.finish` then does what is the same for all sources: ids, uris, UTM, missing positions,
-duplicates.
+A reader fills a `Draft` for every batch of at most BATCH_ROWS rows: text and number columns of equal length, and
+marks rows that cannot be used with a reason. `Draft.finish` then does what is the same for all sources: headings,
+UTM, missing positions. `join_listings` puts the batches together and finds the photos that are named twice.
+
+A set may have tens of millions of rows, so nothing here makes a Python object per row and keeps it: columns are
+Arrow's, names that repeat are stored once, an id is 16 bytes. A row of SF-XL takes about 250 bytes.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,24 +20,26 @@ import xxhash
 from placeray import contracts, geo, storage
 from placeray.datasets.source import Listing, SourceBase
 
+BATCH_ROWS = 200_000
+ID = pa.binary(16)
+NAME = pa.dictionary(pa.int32(), pa.string())  # text that many rows share
 PHOTOS = pa.schema(
     [
-        ("image_id", pa.string()),
-        ("dataset", pa.string()),
-        ("city", pa.string()),
-        ("split", pa.string()),
-        ("role", pa.string()),
+        ("image_id", ID),
+        ("dataset", NAME),
+        ("city", NAME),
+        ("split", NAME),
+        ("role", NAME),
         ("lat", pa.float64()),
         ("lon", pa.float64()),
         ("utm_east", pa.float64()),
         ("utm_north", pa.float64()),
-        ("utm_zone", pa.string()),
+        ("utm_zone", NAME),
         ("heading_deg", pa.float64()),
         ("captured", pa.string()),
         ("frame", pa.int64()),
-        ("panorama_id", pa.string()),
-        ("source_uri", pa.string()),
-        ("path", pa.string()),  # relative to the root of the source: the part of the id that names the photo
+        ("panorama_id", pa.large_string()),
+        ("path", pa.large_string()),  # relative to the root of the source: what the id is made of
         ("place_key", pa.string()),  # the place as the source itself names it, inside its city
     ]
 )
@@ -45,23 +50,43 @@ Floats = npt.NDArray[np.float64]
 Texts: TypeAlias = "pa.Array | pa.ChunkedArray | Sequence[str | None] | str | None"
 
 
-def image_ids(dataset: str, paths: Iterable[str]) -> pa.Array:
-    """128-bit hexadecimal ids of data set and relative path: the same on every machine and in every order."""
+def image_ids(dataset: str, paths: Texts) -> pa.Array:
+    """128-bit ids of data set and relative path: the same on every machine and in every order."""
     prefix = f"{dataset}\n".encode()
-    return pa.array([xxhash.xxh3_128_hexdigest(prefix + path.encode()) for path in paths], pa.string())
+    digest = xxhash.xxh3_128_digest
+    words = texts(paths).cast(pa.large_binary())
+    pieces = [
+        b"".join([digest(prefix + path) for path in words.slice(start, 65536).to_pylist()])
+        for start in range(0, len(words), 65536)
+    ]
+    return pa.FixedSizeBinaryArray.from_buffers(ID, len(words), [None, pa.py_buffer(b"".join(pieces))])
 
 
-def rejects_table(
-    dataset: str, paths: Sequence[str], uris: Sequence[str], reasons: Any, details: Any
-) -> pa.Table:
+def hex_text(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Ids as the 32 hexadecimal digits that contracts hold."""
+    ids = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+    raw = np.frombuffer(ids.buffers()[1], dtype=np.uint8)[16 * ids.offset : 16 * (ids.offset + len(ids))]
+    digits = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
+    text = digits[np.stack([raw >> 4, raw & 15], axis=1)]
+    offsets = np.arange(len(ids) + 1, dtype=np.int32) * 32
+    return pa.StringArray.from_buffers(len(ids), pa.py_buffer(offsets), pa.py_buffer(text.tobytes()))
+
+
+def source_uris(root: str, paths: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Full uris of paths below a root that is resolved already."""
+    return pc.binary_join_element_wise(pa.scalar(root.rstrip("/") + "/"), texts(paths), "")
+
+
+def rejects_table(dataset: str, paths: Texts, uris: Texts, reasons: Texts, details: Texts) -> pa.Table:
     """Rows of rejects/v1, sorted by uri."""
+    named = texts(paths)
     table = pa.table(
         {
-            "image_id": image_ids(dataset, paths),
-            "dataset": pa.array([dataset] * len(paths), pa.string()),
-            "source_uri": pa.array(list(uris), pa.string()),
-            "reason": pa.array(list(reasons), pa.string()),
-            "detail": pa.array(list(details), pa.string()),
+            "image_id": hex_text(image_ids(dataset, named)),
+            "dataset": texts(dataset, len(named)),
+            "source_uri": texts(uris),
+            "reason": texts(reasons),
+            "detail": texts(details),
         },
         schema=contracts.table_schema("rejects/v1"),
     )
@@ -69,7 +94,7 @@ def rejects_table(
 
 
 class Draft:
-    """Rows of a source on their way into a listing.
+    """A batch of rows of a source on their way into a listing.
 
     Args:
         config: the source; its name, split and root go into every row.
@@ -79,17 +104,21 @@ class Draft:
     def __init__(self, config: SourceBase, paths: Texts) -> None:
         self.config = config
         self.root = storage.resolve(config.root)
-        self.paths = texts(paths, None)
+        self.paths = texts(paths)
         self.size = len(self.paths)
         self.columns: dict[str, pa.Array] = {}
-        self.reasons: npt.NDArray[np.object_] = np.full(self.size, None, dtype=object)
-        self.details: npt.NDArray[np.object_] = np.full(self.size, None, dtype=object)
+        self._reasons = np.zeros(self.size, dtype=np.uint8)  # position in _reason_names
+        self._reason_names = [""]
+        self._details: list[tuple[npt.NDArray[np.int64], pa.Array]] = []  # rows and what is wrong with them
 
     def text(self, **columns: Texts) -> "Draft":
         """Set text columns: one value for all rows, or one per row; empty text becomes null."""
         for name, values in columns.items():
-            words = texts(values, self.size)
-            self.columns[name] = pc.if_else(pc.equal(words, ""), pa.scalar(None, pa.string()), words)
+            if values is None or isinstance(values, str):
+                self.columns[name] = _constant(values or None, self.size)
+            else:
+                words = texts(values, self.size)
+                self.columns[name] = pc.if_else(pc.equal(words, ""), pa.scalar(None, pa.string()), words)
         return self
 
     def number(self, **columns: npt.ArrayLike) -> "Draft":
@@ -105,15 +134,21 @@ class Draft:
         """
         words = texts(values, self.size)
         numbers, bad = parse_numbers(words)
-        self.mark(bad, reason, pc.binary_join_element_wise(pa.scalar(f"{name} is no number:"), words, " "))
+        if bad.any():
+            self.mark(
+                bad, reason, pc.binary_join_element_wise(pa.scalar(f"{name} is no number:"), words, " ")
+            )
         return self.number(**{name: numbers})
 
     def mark(self, rows: Mask, reason: str, detail: Texts) -> "Draft":
         """Reject rows that no earlier check rejected."""
-        new = np.asarray(rows, dtype=bool) & self.unmarked()
-        if new.any():
-            self.reasons[new] = reason
-            self.details[new] = texts(detail, self.size).filter(pa.array(new)).to_pylist()
+        new = np.flatnonzero(np.asarray(rows, dtype=bool) & self.unmarked())
+        if len(new):
+            if reason not in self._reason_names:
+                self._reason_names.append(reason)
+            self._reasons[new] = self._reason_names.index(reason)
+            words = texts(detail, len(new)) if isinstance(detail, str) else texts(detail).take(pa.array(new))
+            self._details.append((new, words))
         return self
 
     def finish(self, needs_position: bool = True) -> Listing:
@@ -136,7 +171,6 @@ class Draft:
                     "bad_heading",
                     "no heading, and places are made of heading bins",
                 )
-        self._mark_duplicates()
         return self._split()
 
     def metres(self) -> Floats:
@@ -148,7 +182,7 @@ class Draft:
 
     def unmarked(self) -> Mask:
         """Rows that no check has rejected so far."""
-        return np.array([reason is None for reason in self.reasons], dtype=bool)
+        return np.asarray(self._reasons == 0)
 
     def _null(self, name: str) -> Mask:
         if name not in self.columns:
@@ -179,10 +213,7 @@ class Draft:
         null_island = given & (lat == 0) & (lon == 0)
         valid = given & ~outside & ~null_island
         east, north = self._values("utm_east"), self._values("utm_north")
-        zone = np.array(
-            self.columns.get("utm_zone", pa.nulls(self.size, pa.string())).fill_null("").to_pylist(),
-            dtype="U3",
-        )
+        zone = self._zones()
         in_metres = np.isfinite(east) & np.isfinite(north)
         if (valid & ~in_metres).any():
             rows = valid & ~in_metres
@@ -199,52 +230,47 @@ class Draft:
             lon=np.where(valid, lon, np.nan),
             utm_east=np.where(valid | in_metres, east, np.nan),
             utm_north=np.where(valid | in_metres, north, np.nan),
-        ).text(utm_zone=pa.array(zone.tolist(), pa.string()))
+        )
+        self.columns["utm_zone"] = pa.array(
+            zone.astype(object), pa.string(), mask=zone == ""
+        ).dictionary_encode()
 
-    def _mark_duplicates(self) -> None:
-        usable = np.flatnonzero(self.unmarked())
-        if not len(usable):
-            return
-        codes = self.paths.take(pa.array(usable)).dictionary_encode().indices.to_numpy(zero_copy_only=False)
-        first = np.unique(codes, return_index=True)[1]
-        again = np.ones(len(usable), dtype=bool)
-        again[first] = False
-        rows = np.zeros(self.size, dtype=bool)
-        rows[usable[again]] = True
-        self.mark(rows, "duplicate", "an earlier row names the same photo")
+    def _zones(self) -> npt.NDArray[np.str_]:
+        """(n,) zone and band of every row, empty where unknown."""
+        if "utm_zone" not in self.columns:
+            return np.full(self.size, "", dtype="U3")
+        column = _encoded(self.columns["utm_zone"])
+        names = np.array([*column.dictionary.to_pylist(), ""], dtype="U3")
+        return np.asarray(names[column.indices.fill_null(len(names) - 1).to_numpy(zero_copy_only=False)])
 
     def _split(self) -> Listing:
-        kept = pa.array(self.unmarked())
-        root = self.root.rstrip("/") + "/"
-        uris = pc.binary_join_element_wise(pa.scalar(root), self.paths, "")
-        ready: dict[str, Any] = {
-            **self.columns,
-            "path": self.paths,
-            "source_uri": uris,
-            "dataset": texts(self.config.name, self.size),
-            "split": texts(self.config.split_name, self.size),
+        own = {
+            "image_id": lambda: image_ids(self.config.name, self.paths),
+            "dataset": lambda: _constant(self.config.name, self.size),
+            "split": lambda: _constant(self.config.split_name, self.size),
+            "path": lambda: self.paths.cast(pa.large_string()),
         }
         columns = [
-            ready.get(field.name, pa.nulls(self.size, field.type))
+            own[field.name]()
+            if field.name in own
+            else _as_type(self.columns.get(field.name), field, self.size)
             for field in PHOTOS
-            if field.name != "image_id"
         ]
-        table = pa.table(
-            columns, schema=pa.schema([field for field in PHOTOS if field.name != "image_id"])
-        ).filter(kept)
-        table = table.sort_by("path").combine_chunks()
-        photos = table.add_column(
-            0, PHOTOS.field("image_id"), image_ids(self.config.name, table["path"].to_pylist())
-        )
-        bad = pc.invert(kept)
+        table = pa.table(columns, schema=PHOTOS)
+        bad = np.flatnonzero(self._reasons)
+        if not len(bad):
+            return Listing(table, contracts.empty_table("rejects/v1"), self.size)
+        rows = np.concatenate([rows for rows, _ in self._details])
+        details = pa.concat_arrays([words for _, words in self._details]).take(pa.array(np.argsort(rows)))
+        paths = self.paths.take(pa.array(bad))
         rejects = rejects_table(
             self.config.name,
-            self.paths.filter(bad).to_pylist(),
-            uris.filter(bad).to_pylist(),
-            self.reasons[~self.unmarked()],
-            self.details[~self.unmarked()],
+            paths,
+            source_uris(self.root, paths),
+            pa.array(self._reason_names).take(pa.array(self._reasons[bad])),
+            details,
         )
-        return Listing(photos, rejects, self.size)
+        return Listing(table.filter(pa.array(self.unmarked())), rejects, self.size)
 
 
 def reject_all(config: SourceBase, paths: Texts, reason: str, detail: Texts) -> Listing:
@@ -253,19 +279,43 @@ def reject_all(config: SourceBase, paths: Texts, reason: str, detail: Texts) -> 
     return draft.mark(np.ones(draft.size, dtype=bool), reason, detail).finish()
 
 
-def join_listings(listings: Sequence[Listing]) -> Listing:
-    """One listing of several parts of a source, such as its cities."""
-    return Listing(
-        pa.concat_tables([item.photos for item in listings]).combine_chunks().sort_by("path"),
-        pa.concat_tables([item.rejects for item in listings]).combine_chunks(),
-        sum(item.read for item in listings),
-    )
+def join_listings(config: SourceBase, listings: Iterable[Listing]) -> Listing:
+    """One listing, sorted by path, of several parts of a source; a second photo of one path and role is a duplicate."""
+    parts = list(listings)
+    if not parts:
+        return Listing(PHOTOS.empty_table(), contracts.empty_table("rejects/v1"), 0)
+    rejects = pa.concat_tables([part.rejects for part in parts])
+    read = sum(part.read for part in parts)
+    table = _sorted_by_path(parts)
+    again = _named_before(table)
+    if again.any():
+        paths = table["path"].filter(pa.array(again)).combine_chunks()
+        uris = source_uris(storage.resolve(config.root), paths)
+        found = rejects_table(
+            config.name, paths, uris, texts("duplicate", len(paths)),
+            texts("an earlier row names the same photo", len(paths)),
+        )  # fmt: skip
+        table, rejects = table.filter(pa.array(~again)), pa.concat_tables([rejects, found])
+    return Listing(table, rejects.combine_chunks(), read)
+
+
+def take_rows(columns: dict[str, pa.ChunkedArray], order: npt.NDArray[np.int64]) -> pa.Table:
+    """Rows of a table in another order. `columns` is emptied on the way, so that only one of them is there twice."""
+    indices = pa.array(order)
+    return pa.table({name: columns.pop(name).combine_chunks().take(indices) for name in list(columns)})
 
 
 def parse_numbers(words: pa.Array) -> tuple[Floats, Mask]:
     """Numbers in text, padded with zeros or not: (values, NaN where there is none; mask of text that is no
     number).
     """
+    try:  # nearly always every word is a number or empty, and this is ten times as fast
+        values = pc.if_else(pc.equal(words, ""), pa.scalar(None, words.type), words).cast(pa.float64())
+        numbers = values.to_numpy(zero_copy_only=False).astype(np.float64)
+        if not np.isinf(numbers).any():
+            return numbers, np.zeros(len(words), dtype=bool)
+    except pa.ArrowInvalid:
+        pass
     words = pc.utf8_ltrim(pc.utf8_trim_whitespace(words.fill_null("")), "+")
     number = pc.match_substring_regex(words, r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
     empty = pc.is_in(pc.utf8_lower(words), pa.array(["", "nan", "none", "null", "na"]))
@@ -284,7 +334,8 @@ def parse_captured(words: pa.Array) -> pa.Array:
     """Any prefix of `YYYYMMDD_hhmmss`, or ISO text, as an ISO 8601 prefix as long as what is known; null
     otherwise.
     """
-    words = pc.utf8_trim_whitespace(words.fill_null(""))
+    encoded = _encoded(words)
+    words = pc.utf8_trim_whitespace(encoded.dictionary.cast(pa.string()))  # times repeat: each is parsed once
     for pattern, iso in (
         (r"^(\d{4})(\d{2})$", r"\1-\2"),
         (r"^(\d{4})(\d{2})(\d{2})$", r"\1-\2-\3"),
@@ -297,26 +348,89 @@ def parse_captured(words: pa.Array) -> pa.Array:
     iso = pc.match_substring_regex(
         words, r"^\d{4}(-\d{2}(-\d{2}(T\d{2}(:\d{2}(:\d{2}(\.\d+)?)?)?(Z|[+-]\d{2}:?\d{2})?)?)?)?$"
     )
-    return pc.if_else(iso, words, pa.scalar(None, pa.string()))
+    return pc.if_else(iso, words, pa.scalar(None, pa.string())).take(encoded.indices)
 
 
-def list_images(root: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
+def list_images(root: str) -> list[str]:
     """Paths of image files below a folder, relative to it, sorted; the case of the extension does not
     matter.
     """
-    full = storage.resolve(root).rstrip("/") + "/"
-    return sorted(file[len(full) :] for file in storage.list_files(full) if file.lower().endswith(suffixes))
+    return sorted(name for names in walk_images(root) for name in names.to_pylist())
+
+
+def walk_images(root: str) -> Iterator[pa.Array]:
+    """The same paths in pieces of at most about BATCH_ROWS, in the order of the folders."""
+    names: list[str] = []
+    for folder in storage.walk_files(root):
+        names += [name for name in folder if name.lower().endswith(IMAGE_SUFFIXES)]
+        while len(names) >= BATCH_ROWS:
+            yield pa.array(names[:BATCH_ROWS], pa.string())
+            del names[:BATCH_ROWS]
+    if names:
+        yield pa.array(names, pa.string())
 
 
 def basenames(paths: pa.Array) -> pa.Array:
     """The last part of each path."""
-    return pc.replace_substring_regex(paths, r"^.*/", "")
+    parts = pc.split_pattern(paths, "/", max_splits=1, reverse=True)
+    return parts.values.take(pa.array(parts.offsets.to_numpy(zero_copy_only=False)[1:] - 1))
 
 
-def texts(values: Texts, size: int | None = None) -> pa.Array:
+def texts(values: Texts, size: int = 0) -> pa.Array:
     """A plain array of text from a sequence, or from one value for `size` rows."""
     if isinstance(values, str) or values is None:
-        return pa.array([values] * (size or 0), pa.string())
+        return pa.repeat(pa.scalar(values, pa.string()), size)
     if isinstance(values, pa.ChunkedArray):
-        return values.combine_chunks().cast(pa.string())
-    return values.cast(pa.string()) if isinstance(values, pa.Array) else pa.array(list(values), pa.string())
+        values = values.combine_chunks()
+    if not isinstance(values, pa.Array):
+        return pa.array(list(values), pa.string())
+    return values if pa.types.is_string(values.type) else values.cast(pa.string())
+
+
+def _constant(value: str | None, size: int) -> pa.Array:
+    """One name for all rows."""
+    if value is None:
+        return pa.nulls(size, NAME)
+    return pa.DictionaryArray.from_arrays(np.zeros(size, dtype=np.int32), pa.array([value], pa.string()))
+
+
+def _encoded(column: pa.Array) -> pa.Array:
+    return column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+
+
+def _as_type(column: pa.Array | None, field: pa.Field, size: int) -> pa.Array:
+    if column is None:
+        return pa.nulls(size, field.type)
+    if field.type == NAME:
+        return _encoded(column)
+    return column.cast(field.type) if column.type != field.type else column
+
+
+def _sorted_by_path(parts: list[Listing]) -> pa.Table:
+    """The photos of all parts; empties the list. Lists are mostly sorted already: then nothing moves."""
+    table = pa.concat_tables([part.photos for part in parts]).unify_dictionaries()
+    parts.clear()
+    paths = table["path"]
+    if table.num_rows < 2 or pc.all(pc.less_equal(paths.slice(0, len(paths) - 1), paths.slice(1))).as_py():
+        return table
+    order = pc.sort_indices(paths.combine_chunks()).to_numpy()
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    del table, paths
+    return take_rows(columns, order)
+
+
+def _named_before(table: pa.Table) -> Mask:
+    """Rows of a table sorted by path whose path and role an earlier row has."""
+    again = np.zeros(table.num_rows, dtype=bool)
+    if table.num_rows < 2:
+        return again
+    paths = table["path"]
+    same = pc.equal(paths.slice(1), paths.slice(0, len(paths) - 1)).to_numpy(zero_copy_only=False)
+    seen: set[str] = set()
+    for row in (np.flatnonzero(same) + 1).tolist():
+        if row == 1 or not same[row - 2]:
+            seen = {table["role"][row - 1].as_py()}
+        role = table["role"][row].as_py()
+        again[row] = role in seen
+        seen.add(role)
+    return again

@@ -48,12 +48,13 @@ def list_photos(config: PittsMat) -> Listing:
     mat_file = config.mat_file.format(name=config.name.split("/")[-1], split=config.split)
     struct = _read_struct(config, storage.join(config.root, mat_file))
     return photos.join_listings(
+        config,
         [
             _list_role(
                 config, "database", config.database_folder, struct[DATABASE_NAMES], struct[DATABASE_UTM]
             ),
             _list_role(config, "query", config.query_folder, struct[QUERY_NAMES], struct[QUERY_UTM]),
-        ]
+        ],
     )
 
 

@@ -20,16 +20,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from placeray import geo
+from placeray.datasets.photos import NAME
 from placeray.datasets.source import CellPlaces, NamedPlaces
 
 Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 CELL_COLUMNS = pa.schema(
     [
-        ("place_id", pa.string()),
-        ("domain", pa.string()),
+        ("place_id", NAME),
+        ("domain", NAME),
         ("cell_east", pa.int64()),
         ("cell_north", pa.int64()),
         ("cell_heading_deg", pa.int32()),
@@ -88,102 +89,125 @@ def cells_of(
 
 
 def _by_cells(photos: pa.Table, protocol: CellPlaces) -> Placed:
-    zones = geo.zone_key(photos["utm_zone"].unique().to_numpy(zero_copy_only=False).astype(np.str_))
-    zone_of = photos["utm_zone"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    city_of, cities = _ranks(photos["city"])
+    zone_of, zones = _ranks(photos["utm_zone"])
+    # Two bands of one zone and hemisphere are one grid.
+    grids, grid_of_zone = np.unique(geo.zone_key(np.array(zones, dtype=np.str_)), return_inverse=True)
+    grid_of = grid_of_zone.ravel()[zone_of]
     cells = cells_of(
         _floats(photos, "utm_east"), _floats(photos, "utm_north"), _floats(photos, "heading_deg"), protocol
     )
-    zone_names, zone_rank = np.unique(zones, return_inverse=True)
-    zone = zone_rank[zone_of].astype(np.int64)  # two bands of one zone and hemisphere are one grid
-    city = photos["city"].combine_chunks().dictionary_encode()
-    city_of = city.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-
-    keys = np.stack([city_of, zone, cells.east, cells.north, cells.heading_deg], axis=1)
-    first, place, sizes = _unique_rows(keys)
+    first, place, sizes = _groups([city_of, grid_of, cells.east, cells.north, cells.heading_deg])
+    domain_first, domain, _ = _groups([city_of[first], grid_of[first], cells.group[first]])
     large = sizes >= protocol.min_photos
-    domains, domain_of_place = np.unique(
-        np.stack([city_of[first], zone[first], cells.group[first]], axis=1), axis=0, return_inverse=True
-    )
-    kept = large & _in_kept_groups(domains, domain_of_place.ravel(), large, protocol.groups_kept)
+    kept = large & _in_kept_groups(cells.group[first], large, protocol.groups_kept)
     dataset = photos["dataset"][0].as_py()
-    cities = city.dictionary.to_pylist()
     digits = len(str(protocol.cell_stride**2 * protocol.heading_stride - 1))
-    domain_names = [f"{dataset}/{cities[c]}/{zone_names[z]}-{group:0{digits}d}" for c, z, group in domains]
-    place_names = [
-        f"{dataset}/{cities[c]}/{zone_names[z]}-{e:07d}-{n:08d}-{h:03d}"
-        for c, z, e, n, h in keys[first].tolist()
+    heads = first[domain_first]
+    domain_names = [
+        f"{dataset}/{cities[city]}/{grids[grid]}-{group:0{digits}d}"
+        for city, grid, group in zip(city_of[heads], grid_of[heads], cells.group[heads], strict=True)
     ]
-    return Placed(
-        _with_columns(
-            photos,
-            kept[place],
-            pa.array(place_names, pa.string()).take(pa.array(place)),
-            pa.array(domain_names, pa.string()).take(pa.array(domain_of_place.ravel()[place])),
-            cells,
-            has_bins=protocol.heading_bin_deg is not None,
-        ),
-        int(kept.sum()),
-        int((~large).sum()),
-    )
+    named = first[kept]
+    place_names = [
+        f"{dataset}/{cities[city]}/{grids[grid]}-{east:07d}-{north:08d}-{heading:03d}"
+        for city, grid, east, north, heading in zip(
+            city_of[named], grid_of[named], cells.east[named], cells.north[named], cells.heading_deg[named],
+            strict=True,
+        )
+    ]  # fmt: skip
+    columns = _name_columns(kept, place, place_names, domain, domain_names)
+    outside = ~kept[place]
+    columns["cell_east"] = pa.array(cells.east, mask=outside)
+    columns["cell_north"] = pa.array(cells.north, mask=outside)
+    if protocol.heading_bin_deg is not None:
+        columns["cell_heading_deg"] = pa.array(cells.heading_deg.astype(np.int32), mask=outside)
+    return Placed(_with_columns(photos, columns), int(kept.sum()), int((~large).sum()))
 
 
 def _named(photos: pa.Table, protocol: NamedPlaces) -> Placed:
-    domain = pc.binary_join_element_wise(photos["dataset"], photos["city"], "/").combine_chunks()
-    names = pc.binary_join_element_wise(domain, photos["place_key"].combine_chunks(), "/").dictionary_encode()
-    place = names.indices.to_numpy(zero_copy_only=False)
-    sizes = np.bincount(place, minlength=len(names.dictionary))
+    city_of, cities = _ranks(photos["city"])
+    key_of, keys = _ranks(photos["place_key"])
+    first, place, sizes = _groups([city_of, key_of])
     kept = sizes >= protocol.min_photos
-    return Placed(
-        _with_columns(photos, kept[place], names.dictionary_decode(), domain),
-        int(kept.sum()),
-        int((~kept).sum()),
-    )
+    dataset = photos["dataset"][0].as_py()
+    names = [
+        f"{dataset}/{cities[city]}/{keys[key]}"
+        for city, key in zip(city_of[first[kept]], key_of[first[kept]], strict=True)
+    ]
+    domains = [f"{dataset}/{city}" for city in cities]
+    columns = _name_columns(kept, place, names, city_of[first], domains)
+    return Placed(_with_columns(photos, columns), int(kept.sum()), int((~kept).sum()))
 
 
-def _in_kept_groups(
-    domains: Ints, domain_of_place: Ints, large: npt.NDArray[np.bool_], groups_kept: int | None
-) -> npt.NDArray[np.bool_]:
+def _in_kept_groups(group: Ints, large: Mask, groups_kept: int | None) -> Mask:
     """Which places lie in the first groups, by number, of those that hold a large enough place."""
     if groups_kept is None:
-        return np.ones(len(domain_of_place), dtype=bool)
-    group = domains[domain_of_place, 2]
-    first_groups = np.unique(group[large])[:groups_kept]
-    return np.asarray(np.isin(group, first_groups))
+        return np.ones(len(group), dtype=bool)
+    return np.asarray(np.isin(group, np.unique(group[large])[:groups_kept]))
 
 
-def _unique_rows(keys: Ints) -> tuple[Ints, Ints, Ints]:
-    """(first photo of each distinct row, number of the row of each photo, photos per row); rows in sorted
-    order.
+def _ranks(column: pa.ChunkedArray) -> tuple[Ints, list[str]]:
+    """(n,) position of each row's text among the sorted names, and these names."""
+    column = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    encoded = column.unify_dictionaries().combine_chunks()
+    found = encoded.dictionary.to_pylist()
+    names = sorted(set(found))
+    position = {name: rank for rank, name in enumerate(names)}
+    ranks = np.array([position[name] for name in found], dtype=np.int64)
+    return ranks[encoded.indices.to_numpy(zero_copy_only=False)], names
+
+
+def _groups(columns: list[Ints]) -> tuple[Ints, Ints, Ints]:
+    """Rows that agree in all columns: (first row of each group, number of the group of each row, rows per group).
+
+    Groups are numbered in the order of their values. One sort of one integer per row, where their ranges allow.
     """
-    order = np.lexsort(keys.T[::-1])
-    ordered = keys[order]
-    starts = np.ones(len(keys), dtype=bool)
-    starts[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    row = np.empty(len(keys), dtype=np.int64)
-    row[order] = np.cumsum(starts) - 1
-    return order[starts], row, np.bincount(row)
+    count = len(columns[0])
+    key = np.zeros(count, dtype=np.int64)
+    width = 1
+    for column in columns:
+        lowest, highest = int(column.min(initial=0)), int(column.max(initial=0))
+        span = highest - lowest + 1
+        if width * span >= 2**63:
+            key, width = np.unique(key, return_inverse=True)[1].ravel().astype(np.int64), count
+        if width * span >= 2**63:
+            column, lowest, span = np.unique(column, return_inverse=True)[1].ravel(), 0, count
+        key = key * span + (column - lowest)
+        width *= span
+    order = np.argsort(key, kind="stable")
+    key = key[order]
+    starts = np.ones(count, dtype=bool)
+    starts[1:] = key[1:] != key[:-1]
+    number = np.empty(count, dtype=np.int64)
+    number[order] = np.cumsum(starts) - 1
+    return order[starts], number, np.bincount(number)
 
 
-def _with_columns(
-    photos: pa.Table,
-    kept: npt.NDArray[np.bool_],
-    place_id: pa.Array,
-    domain: pa.Array,
-    cells: Cells | None = None,
-    has_bins: bool = False,
-) -> pa.Table:
-    """The photos with CELL_COLUMNS, null where `kept` is False."""
-    values: dict[str, pa.Array] = {"place_id": place_id, "domain": domain}
-    if cells is not None:
-        values |= {
-            "cell_east": pa.array(cells.east),
-            "cell_north": pa.array(cells.north),
-        }
-        if has_bins:
-            values["cell_heading_deg"] = pa.array(cells.heading_deg).cast(pa.int32())
+def _name_columns(
+    kept: Mask, place: Ints, place_names: list[str], domain: Ints, domain_names: list[str]
+) -> dict[str, pa.Array]:
+    """place_id and domain of each photo, null where its place is not kept.
+
+    Args:
+        kept, domain: one entry per place; `place_names` one per kept place. place: one entry per photo.
+    """
+    outside = ~kept[place]
+    number = np.cumsum(kept) - 1
+    return {
+        "place_id": pa.DictionaryArray.from_arrays(
+            pa.array(number[place].astype(np.int32), mask=outside), pa.array(place_names, pa.string())
+        ),
+        "domain": pa.DictionaryArray.from_arrays(
+            pa.array(domain[place].astype(np.int32), mask=outside), pa.array(domain_names, pa.string())
+        ),
+    }
+
+
+def _with_columns(photos: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
+    """The photos with CELL_COLUMNS; those that are not given are null."""
     for field in CELL_COLUMNS:
-        column = values.get(field.name, pa.nulls(photos.num_rows, field.type))
-        photos = photos.append_column(field, pc.if_else(pa.array(kept), column, pa.scalar(None, field.type)))
+        photos = photos.append_column(field, columns.get(field.name, pa.nulls(photos.num_rows, field.type)))
     return photos
 
 

@@ -5,13 +5,17 @@ folders (`train_images_paths.txt` beside `train/`): with 41 million photos a lis
 walk in hours.
 """
 
+from collections.abc import Iterator
 from typing import Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from placeray import storage
 from placeray.datasets import at_names, photos
 from placeray.datasets.source import CellPlaces, Listing, SourceBase, SplitName
+from placeray.datasets.text_lines import read_lines
 from placeray.errors import DataError
 
 
@@ -41,17 +45,20 @@ def list_photos(config: SfXl) -> Listing:
         folders = [("train", f"{base}/database" if config.tree == "raw" else base)]
     else:
         folders = [("database", f"{base}/database"), ("query", f"{base}/{config.queries}")]
-    return photos.join_listings([_list_folder(config, role, folder) for role, folder in folders])
+    return photos.join_listings(
+        config, (part for role, folder in folders for part in _list_folder(config, role, folder))
+    )
 
 
-def _list_folder(config: SfXl, role: str, folder: str) -> Listing:
+def _list_folder(config: SfXl, role: str, folder: str) -> Iterator[Listing]:
     full = storage.join(config.root, folder)
     list_file = f"{full}_images_paths.txt"
-    if config.use_lists and storage.exists(list_file):
-        names = [line.strip() for line in storage.read_text(list_file).splitlines() if line.strip()]
-    else:
-        names = photos.list_images(full)
-    if not names:
-        raise DataError(f"{config.key}: no photo below {storage.resolve(full)}")
-    draft = at_names.draft_from_names(config, [f"{folder}/{name}" for name in names])
-    return draft.text(role=role, city="san-francisco").finish()
+    from_list = config.use_lists and storage.exists(list_file)
+    found = False
+    for names in read_lines(list_file) if from_list else photos.walk_images(full):
+        found = True
+        paths = pc.binary_join_element_wise(pa.scalar(folder), names, "/")
+        yield at_names.draft_from_names(config, paths).text(role=role, city="san-francisco").finish()
+    if not found:
+        where = f"in {storage.resolve(list_file)}" if from_list else f"below {storage.resolve(full)}"
+        raise DataError(f"{config.key}: no photo {where}")

@@ -121,7 +121,7 @@ class SourceBase(Config):
 class Listing(NamedTuple):
     """What a source holds, from its metadata alone: no pixel is read.
 
-    photos:  columns of `photos.PHOTOS`, sorted by path.
+    photos:  columns of `photos.PHOTOS`, sorted by path (a batch of a source: in the order of its list).
     rejects: rejects/v1, one row per input that cannot be used.
     read:    rows and files met; always len(photos) + len(rejects).
     """

@@ -6,7 +6,7 @@ same files. The report is written last, so a part with a report is a finished pa
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from placeray import contracts, storage
 from placeray.datasets import photos
-from placeray.datasets.photo_bytes import PhotoBytes, PhotoStorage, Rejection, read_photo
-from placeray.datasets.planning import count_reasons
+from placeray.datasets.photo_bytes import PhotoBytes, PhotoStorage, Rejection, read_photos
+from placeray.datasets.planning import count_reasons, read_plan
 from placeray.errors import DataError
 
 PartDict = dict[str, Any]
@@ -27,6 +27,7 @@ Report = dict[str, Any]
 # Places of one row group are read together; few, because a batch wants single places of a large file.
 PLACES_PER_ROW_GROUP = 4
 PHOTOS_PER_ROW_GROUP = 64
+_PIECE_BYTES = 8 << 20  # of photos in memory before they are written
 _MAX_BYTES = 2_000_000_000  # what one Arrow binary column can address
 
 # GeoParquet 1.1: longitude and latitude of WGS84 (the default CRS84) as points in well-known binary.
@@ -35,6 +36,30 @@ _GEO = {
     "primary_column": "geometry",
     "columns": {"geometry": {"encoding": "WKB", "geometry_types": ["Point"]}},
 }
+
+
+def _places_options() -> dict[str, Any]:
+    """How places/ is written. JPEG does not get smaller, and ids hardly repeat."""
+    schema = contracts.table_schema("places/v1")
+    inner = [f"photos.list.element.{field.name}" for field in schema.field("photos").type.value_type]
+    leaves = [name for name in schema.names if name != "photos"] + inner
+    return {
+        "row_group_size": PLACES_PER_ROW_GROUP,
+        "compression": {name: "none" if name.endswith(".image") else "zstd" for name in leaves},
+        "use_dictionary": False,
+        "write_statistics": ["place_id"],
+    }
+
+
+def _images_options() -> dict[str, Any]:
+    """How images/ is written."""
+    names = contracts.table_schema("images/v1").names
+    return {
+        "row_group_size": PHOTOS_PER_ROW_GROUP,
+        "compression": {name: "none" if name == "image" else "zstd" for name in names},
+        "use_dictionary": ["dataset", "city", "split", "role", "utm_zone"],
+        "write_statistics": ["image_id", "lat", "lon", "captured"],
+    }
 
 
 class _Read(NamedTuple):
@@ -50,57 +75,130 @@ def report_uri(output: str, part: PartDict) -> str:
     return storage.join(output, "work", f"{part['name']}.report.json")
 
 
-def finished_report(output: str, part: PartDict) -> Report | None:
-    """The report of a part that an earlier run finished and whose files are all still there, else None."""
-    uri = report_uri(output, part)
-    if not storage.exists(uri):
+def finished_report(output: str, part: PartDict, there: Mapping[str, int]) -> Report | None:
+    """The report of a part that an earlier run finished and whose files are all still there, else None.
+
+    Args:
+        there: bytes of every file below `output`, by its path.
+    """
+    if f"work/{part['name']}.report.json" not in there:
         return None
-    report: Report = storage.read_json(uri)
-    if report["fingerprint"] != part["fingerprint"]:
-        return None
-    for folder, files in report["files"].items():
-        for file in files:
-            written = storage.join(output, folder, file["path"])
-            if not storage.exists(written) or storage.size(written) != file["bytes"]:
-                return None
-    return report
+    report: Report = storage.read_json(report_uri(output, part))
+    written = {
+        f"{folder}/{file['path']}": file["bytes"]
+        for folder, files in report["files"].items()
+        for file in files
+    }
+    complete = all(there.get(path) == size for path, size in written.items())
+    return report if complete and report["fingerprint"] == part["fingerprint"] else None
 
 
 def write_part(part: PartDict, output: str, config: PhotoStorage) -> Report:
-    """Do one part and return its report: fingerprint, files per folder, counts."""
-    rows = storage.read_table(part["plan"])
-    read = (
-        _read_photos(part, rows, config)
-        if part["is_read"]
-        else _Read(rows, [None] * rows.num_rows, _no_rejects())
-    )
-    kept = _drop_small_places(read.rows, part["min_photos"])
-    in_places = int(pc.sum(kept["place_id"].is_valid()).as_py() or 0)
-    files: dict[str, list[dict[str, Any]]] = {"images": [], "places": [], "rejects": []}
-    num_places = 0
-    if part["places_path"] and in_places:
-        table = places_table(kept, read.contents)
-        num_places = table.num_rows
-        files["places"].append(_write_places(storage.join(output, "places"), part["places_path"], table))
-    if kept.num_rows:
-        table = images_table(kept, read.contents, keeps_bytes=part["keeps_bytes"])
-        files["images"].append(_write_images(storage.join(output, "images"), part["images_path"], table))
-    if read.rejects.num_rows:
-        files["rejects"].append(write_rejects(output, part["rejects_path"], read.rejects))
+    """Do one part and return its report: fingerprint, files per folder, counts.
+
+    Photos are read, checked and written in pieces of some 8 MiB, so memory does not grow with the part.
+    """
+    rows = read_plan(part)
+    counts: dict[str, int] = dict.fromkeys(("kept", "in_places", "places"), 0)
+    rejects = [contracts.empty_table("rejects/v1")]
+    with (
+        RollingParquet(
+            storage.join(output, "places"), part["places_path"] or "", config, _places_options()
+        ) as places,
+        RollingParquet(
+            storage.join(output, "images"), part["images_path"], config, _images_options()
+        ) as images,
+    ):
+        for piece in _read_pieces(part, rows, config):
+            rejects.append(piece.rejects)
+            kept = _drop_small_places(piece.rows, part["min_photos"])
+            in_places = int(pc.sum(kept["place_id"].is_valid()).as_py() or 0)
+            if in_places:
+                table = places_table(kept, piece.contents)
+                places.write(table)
+                counts["places"] += table.num_rows
+            if kept.num_rows:
+                images.write(images_table(kept, piece.contents, keeps_bytes=part["keeps_bytes"]))
+            counts["kept"] += kept.num_rows
+            counts["in_places"] += in_places
+    rejected = pa.concat_tables(rejects).combine_chunks()
+    files = {"images": images.files, "places": places.files, "rejects": []}
+    if rejected.num_rows:
+        files["rejects"].append(write_rejects(output, part["rejects_path"], rejected))
+    planned_places = pc.count_distinct(rows["place_id"]).as_py()
     report = {
         "fingerprint": part["fingerprint"],
         "source": part["source"],
         "files": files,
         "counts": {
-            "kept": kept.num_rows,
-            "rejected": count_reasons(read.rejects),
-            "in_places": in_places,
-            "places": num_places,
-            "places_dropped_small": pc.count_distinct(rows["place_id"]).as_py() - num_places,
+            **counts,
+            "rejected": count_reasons(rejected),
+            "places_dropped_small": planned_places - counts["places"],
         },
     }
     storage.write_json(report_uri(output, part), report)
     return report
+
+
+class RollingParquet:
+    """The parquet files of one part in one folder: a new one whenever the last holds `max_file_bytes`.
+
+    The first is called `path`, the next ones end with -2, -3 ... A file begins with the first table written to it, so
+    a part without rows makes none. `files` are their manifest entries: path, rows, bytes, sha256.
+    """
+
+    def __init__(self, folder: str, path: str, config: PhotoStorage, options: Mapping[str, Any]) -> None:
+        self.files: list[dict[str, Any]] = []
+        self._folder, self._path = folder, path
+        self._max_bytes = config.max_file_bytes
+        self._options = dict(options)
+        self._row_group_rows = self._options.pop("row_group_size")
+        self._file: storage.FileWriter | None = None
+        self._parquet: Any = None
+        self._rows = 0
+
+    def __enter__(self) -> "RollingParquet":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if self._file is None:
+            return
+        if kind is None:
+            self._finish_file()
+        else:
+            self._file.discard()
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows to the current file."""
+        if self._file is None:
+            self._file = storage.FileWriter(storage.join(self._folder, self._next_path()))
+            self._parquet = pq.ParquetWriter(self._file, table.schema, **self._options)
+        self._parquet.write_table(table, row_group_size=self._row_group_rows)
+        self._rows += table.num_rows
+        if self._file.size >= self._max_bytes:
+            self._finish_file()
+
+    def _next_path(self) -> str:
+        number = len(self.files) + 1
+        return self._path if number == 1 else f"{self._path.removesuffix('.parquet')}-{number}.parquet"
+
+    def _finish_file(self) -> None:
+        assert self._file is not None
+        try:
+            self._parquet.close()
+            self._file.commit()
+        except BaseException:
+            self._file.discard()
+            raise
+        self.files.append(
+            {
+                "path": self._next_path(),
+                "rows": self._rows,
+                "bytes": self._file.size,
+                "sha256": self._file.sha256,
+            }
+        )
+        self._file, self._parquet, self._rows = None, None, 0
 
 
 def write_rejects(output: str, path: str, rejects: pa.Table) -> dict[str, Any]:
@@ -133,7 +231,7 @@ def places_table(rows: pa.Table, contents: list[PhotoBytes | None]) -> pa.Table:
     photo_type = schema.field("photos").type.value_type
     own = {
         "sha256": pa.array([content.sha256 if content else None for content in chosen], pa.string()),
-        "image": pa.array([content.data if content else None for content in chosen], pa.binary()),
+        "image": _joined(chosen),
     }
     inner = [
         own[field.name] if field.name in own else numbered[field.name].combine_chunks()
@@ -166,7 +264,7 @@ def images_table(rows: pa.Table, contents: list[PhotoBytes | None], keeps_bytes:
         "sha256": [content.sha256 if content else None for content in contents],
         "width": [content.width if content else None for content in contents],
         "height": [content.height if content else None for content in contents],
-        "image": [content.data if content and keeps_bytes else None for content in contents],
+        "image": _joined(contents) if keeps_bytes else pa.nulls(len(contents), pa.binary()),
     }
     columns = [
         point_wkb(rows["lat"], rows["lon"])
@@ -181,6 +279,17 @@ def images_table(rows: pa.Table, contents: list[PhotoBytes | None], keeps_bytes:
     return table
 
 
+def _joined(contents: Sequence[PhotoBytes | None]) -> pa.Array:
+    """The bytes of photos as one binary array: copied once, where building it value by value copies four times."""
+    data = [content.data if content else b"" for content in contents]
+    offsets = np.concatenate([[0], np.cumsum([len(one) for one in data])]).astype(np.int32)
+    joined = pa.BinaryArray.from_buffers(
+        pa.binary(), len(data), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(data))]
+    )
+    absent = [content is None for content in contents]
+    return pc.if_else(pa.array(absent), pa.scalar(None, pa.binary()), joined) if any(absent) else joined
+
+
 def point_wkb(lat: pa.ChunkedArray, lon: pa.ChunkedArray) -> pa.Array:
     """Points in little-endian well-known binary, x = longitude; null without a position."""
     valid = pc.and_(lat.is_valid(), lon.is_valid()).to_numpy()
@@ -193,23 +302,40 @@ def point_wkb(lat: pa.ChunkedArray, lon: pa.ChunkedArray) -> pa.Array:
     return pc.if_else(pa.array(valid), packed.cast(pa.binary()), pa.scalar(None, pa.binary()))
 
 
-def _read_photos(part: PartDict, rows: pa.Table, config: PhotoStorage) -> _Read:
-    uris = rows["source_uri"].to_pylist()
-    with ThreadPoolExecutor(config.read_threads) as pool:
-        results = list(pool.map(lambda uri: read_photo(uri, config), uris))
-    contents: list[PhotoBytes | None] = [result for result in results if isinstance(result, PhotoBytes)]
-    if sum(len(content.data) for content in contents if content) > _MAX_BYTES:
-        raise DataError(f"the photos of one file exceed {_MAX_BYTES:,} bytes: lower photos_per_file")
-    good = pa.array([isinstance(result, PhotoBytes) for result in results])
+def _read_pieces(part: PartDict, rows: pa.Table, config: PhotoStorage) -> Iterator[_Read]:
+    """The rows of a part with their photos, some 8 MiB at a time; a place is never split."""
+    if not part["is_read"]:
+        yield _Read(rows, [None] * rows.num_rows, contracts.empty_table("rejects/v1"))
+        return
+    place_ids = rows["place_id"].to_pylist()
+    results: list[PhotoBytes | Rejection] = []
+    first, size = 0, 0
+    for at, result in enumerate(read_photos(rows["source_uri"].to_pylist(), config)):
+        if size >= _PIECE_BYTES and (place_ids[at] is None or place_ids[at] != place_ids[at - 1]):
+            yield _piece(part, rows.slice(first, at - first), results)
+            results, first, size = [], at, 0
+        results.append(result)
+        size += len(result.data) if isinstance(result, PhotoBytes) else 0
+        if size > _MAX_BYTES:
+            raise DataError(
+                f"the photos of the place {place_ids[at]} exceed {_MAX_BYTES:,} bytes: make cells smaller"
+            )
+    yield _piece(part, rows.slice(first), results)
+
+
+def _piece(part: PartDict, rows: pa.Table, results: list[PhotoBytes | Rejection]) -> _Read:
+    """Rows with a good photo, and the others as rejects."""
+    good = pa.array([isinstance(result, PhotoBytes) for result in results], pa.bool_())
     bad = rows.filter(pc.invert(good))
     rejections = [result for result in results if isinstance(result, Rejection)]
     rejects = photos.rejects_table(
         part["dataset"],
-        bad["path"].to_pylist(),
-        bad["source_uri"].to_pylist(),
+        bad["path"],
+        bad["source_uri"],
         [rejection.reason for rejection in rejections],
         [rejection.detail for rejection in rejections],
     )
+    contents: list[PhotoBytes | None] = [result for result in results if isinstance(result, PhotoBytes)]
     return _Read(rows.filter(good).combine_chunks(), contents, rejects)
 
 
@@ -225,45 +351,6 @@ def _drop_small_places(rows: pa.Table, min_photos: int) -> pa.Table:
     return rows.set_column(at, "place_id", column).combine_chunks()
 
 
-def _write_places(folder: str, path: str, table: pa.Table) -> dict[str, Any]:
-    return write_parquet(
-        folder,
-        path,
-        table,
-        row_group_size=PLACES_PER_ROW_GROUP,
-        compression={_leaf(name): "zstd" for name in _leaves(table.schema) if name != "photos.image"}
-        | {_leaf("photos.image"): "none"},  # JPEG does not get smaller
-        use_dictionary=False,
-        write_statistics=["place_id"],
-    )
-
-
-def _write_images(folder: str, path: str, table: pa.Table) -> dict[str, Any]:
-    return write_parquet(
-        folder,
-        path,
-        table,
-        row_group_size=PHOTOS_PER_ROW_GROUP,
-        compression={name: "none" if name == "image" else "zstd" for name in table.schema.names},
-        use_dictionary=["dataset", "city", "split", "role", "utm_zone"],
-        write_statistics=["image_id", "lat", "lon", "captured"],
-    )
-
-
-def _leaves(schema: pa.Schema) -> list[str]:
-    names = [name for name in schema.names if name != "photos"]
-    return names + [f"photos.{field.name}" for field in schema.field("photos").type.value_type]
-
-
-def _leaf(name: str) -> str:
-    """How parquet spells a column inside a list."""
-    return name.replace("photos.", "photos.list.element.", 1)
-
-
 def _means(values: pa.ChunkedArray, first: npt.NDArray[np.int64], sizes: npt.NDArray[np.int32]) -> pa.Array:
     numbers = values.combine_chunks().to_numpy(zero_copy_only=False).astype(np.float64)
     return pa.array(np.add.reduceat(numbers, first) / sizes)
-
-
-def _no_rejects() -> pa.Table:
-    return contracts.empty_table("rejects/v1")

@@ -67,6 +67,20 @@ def test_frame_numbers_written_as_metres_need_no_zone(tmp_path: Path, write: Any
     assert reasons == {}
 
 
+def test_frame_numbers_are_read_back_from_metres(tmp_path: Path, write: Any, check: Any) -> None:
+    """Nordland writes north = frame * 25 / 10.5 with one decimal, AmsterTime pair * 1000."""
+    for frame in range(0, 27_592, 997):
+        north = round(frame * 25 / 10.5, 1)
+        write_pair(
+            write, f"@0000000.00@{north:010.2f}@{frame}@.jpg", f"@0000000.00@{north:010.2f}@{frame}@.jpg"
+        )
+    config = evaluation_set(tmp_path, frame_spacing_m=25 / 10.5, positive={"kind": "frames", "window": 10})
+    rows, reasons = check(list_source(config))
+    assert reasons == {}
+    assert sorted(row["frame"] for row in rows) == sorted([*range(0, 27_592, 997)] * 2)
+    assert all(str(row["frame"]) == row["path"].split("@")[3] for row in rows)
+
+
 def test_missing_metres_follow_from_degrees_and_the_other_way(tmp_path: Path, write: Any, check: Any) -> None:
     write_pair(
         write, "@@@@@037.70098@-122.49646@x@@@@@@@@.jpg", "@0544388.51@4172758.25@10@S@@@x@@@@@@@@.jpg"

@@ -152,7 +152,9 @@ def test_test_cities_have_no_labels(tmp_path: Path, write: Any, check: Any) -> N
     for role, key in (("database", "a"), ("query", "b")):
         write(f"test/miami/{role}/seq_info.csv", f",key,sequence_key,frame_number\n0,{key},s,0\n")
         write(f"test/miami/{role}/images/{key}.jpg")
-    photos, reasons = listed(tmp_path, check, split="test", positive=None)
+    photos, reasons = listed(tmp_path, check, split="test")
+    assert Msls(kind="msls", root="x", split="test").positive is None
+    assert Msls(kind="msls", root="x", split="val").positive is not None
     assert [(photo["role"], photo["lat"], photo["utm_zone"]) for photo in photos] == [
         ("database", None, None), ("query", None, None)
     ]  # fmt: skip

@@ -59,6 +59,26 @@ def test_a_parquet_table_with_frame_numbers(tmp_path: Path, check: Any) -> None:
     assert reasons == {"c.jpg": "no_position"}
 
 
+def test_a_parquet_table_of_numbers_and_times(tmp_path: Path, check: Any) -> None:
+    """Types as other programs write them: categories, float32, whole numbers, times with a zone, missing values."""
+    table = pa.table(
+        {
+            "path": pa.array(["a.jpg", "b.jpg", "c.jpg"]).dictionary_encode(),
+            "lat": pa.array([55.7, np.nan, 55.7]),
+            "lon": pa.array([13.2, 13.2, 13.2]),
+            "heading": pa.array([350, 10, None], pa.int32()),
+            "time": pa.array([1_712_766_110_000_000] * 3, pa.timestamp("us", "UTC")),
+            "more": pa.array([[1], [2], [3]]),
+        }
+    )
+    pq.write_table(table, tmp_path / "list.parquet")
+    columns = {"lat": "lat", "lon": "lon", "heading_deg": "heading", "captured": "time"}
+    photos, reasons = check(list_source(table_of(tmp_path, table="list.parquet", columns=columns)))
+    assert reasons == {"b.jpg": "no_position"}
+    assert [(photo["path"], photo["heading_deg"]) for photo in photos] == [("a.jpg", 350.0), ("c.jpg", None)]
+    assert photos[0]["captured"] == "2024-04-10T16:21:50.000000Z"
+
+
 def test_rows_of_unknown_or_skipped_roles(tmp_path: Path, write: Any, check: Any) -> None:
     write("manifest.csv", "path,frame,set\na.jpg,1,database\nb.jpg,1,spare\nc.jpg,1,other\n,1,database\n")
     columns = {"frame": "frame", "role": "set"}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from placeray import geo
 from placeray.datasets.photos import PHOTOS, image_ids
-from placeray.datasets.places import cells_of, form_places
+from placeray.datasets.places import _groups, cells_of, form_places
 from placeray.datasets.source import CellPlaces, NamedPlaces
 
 
@@ -126,6 +126,26 @@ def test_two_places_of_a_domain_never_show_one_street(
                 )
                 turn = abs((one["heading_deg"] - other["heading_deg"] + 180) % 360 - 180)
                 assert metres >= m * (n - 1) or (alpha is not None and turn >= alpha * (stride - 1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 60),
+    st.lists(st.sampled_from([3, 10, 10**9, 2**40, 2**62]), min_size=1, max_size=5),
+    st.randoms(),
+)
+def test_grouping_equals_a_plain_dict(count: int, spans: list[int], random: Any) -> None:
+    """Whatever the ranges of the columns are: those whose product fits one integer, and those that need ranks."""
+    few = [[random.randrange(-span // 2, span // 2) for _ in range(3)] for span in spans]
+    columns = [np.array([random.choice(values) for _ in range(count)], dtype=np.int64) for values in few]
+    first, number, sizes = _groups(columns)
+    rows: dict[tuple[int, ...], list[int]] = {}
+    for row, key in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        rows.setdefault(key, []).append(row)
+    ordered = [rows[key] for key in sorted(rows)]
+    assert first.tolist() == [found[0] for found in ordered]
+    assert sizes.tolist() == [len(found) for found in ordered]
+    assert all(number[row] == group for group, found in enumerate(ordered) for row in found)
 
 
 def test_borders_of_cells_and_bins() -> None:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from placeray import contracts, storage
+from placeray.datasets import writing
 from placeray.datasets.photo_bytes import PhotoBytes, PhotoStorage, Rejection, check_photo
 from placeray.datasets.planning import NormalizeConfig, check_share, plan_source, write_plan
 from placeray.datasets.reading import list_domains, places_fingerprint, read_places
@@ -31,8 +32,11 @@ def write_town(write: Any, jpeg: Any, places: int = 6, photos: int = 5, folder: 
         write(f"{folder}/{role}/{name}", jpeg(number))
 
 
-def config_of(root: Path, split: str = "train", **more: Any) -> NormalizeConfig:
+def config_of(
+    root: Path, split: str = "train", bytes_inside: bool | None = None, **more: Any
+) -> NormalizeConfig:
     source = {"kind": "at_layout", "name": "town", "root": str(root), "split": split}
+    source |= {"bytes_inside": bytes_inside}
     return NormalizeConfig.model_validate({"sources": [source], **more})
 
 
@@ -145,15 +149,15 @@ def test_a_part_is_finished_while_its_input_and_files_stay(tmp_path: Path, write
     write_town(write, jpeg)
     output, config = str(tmp_path / "out"), config_of(tmp_path)
     (part,) = write_plan(plan_source(config.sources[0], config), config, output)
-    assert finished_report(output, part) is None
+    assert finished_report(output, part, storage.file_sizes(output)) is None
     report = write_part(part, output, config.photos)
-    assert finished_report(output, part) == report
+    assert finished_report(output, part, storage.file_sizes(output)) == report
     other = config_of(tmp_path, photos={"decode_check": "header"})
     (changed,) = write_plan(plan_source(other.sources[0], other), other, output)
-    assert finished_report(output, changed) is None
+    assert finished_report(output, changed, storage.file_sizes(output)) is None
     file = tmp_path / "out/places" / report["files"]["places"][0]["path"]
     file.write_bytes(file.read_bytes()[:-1])
-    assert finished_report(output, part) is None
+    assert finished_report(output, part, storage.file_sizes(output)) is None
 
 
 def test_large_domains_are_spread_over_files(tmp_path: Path, write: Any, jpeg: Any) -> None:
@@ -165,6 +169,39 @@ def test_large_domains_are_spread_over_files(tmp_path: Path, write: Any, jpeg: A
     assert [len(domain.place_ids) for domain in domains] == [3, 3, 3]
     assert {domain.name for domain in domains} == {"town/town/17n-04"}
     assert len({place for domain in domains for place in domain.place_ids}) == 9
+
+
+def test_files_end_at_their_size_and_pieces_make_no_difference(
+    tmp_path: Path, write: Any, jpeg: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One part of 60 photos becomes several files; the rows are those of one large file, places are never split."""
+    write_town(write, jpeg, places=12)
+    config = config_of(tmp_path, bytes_inside=True)
+    run(config, tmp_path / "one")
+    monkeypatch.setattr(writing, "_PIECE_BYTES", 5_000)
+    small = config.model_copy(update={"photos": config.photos.model_copy(update={"max_file_bytes": 30_000})})
+    (report,) = run(small, tmp_path / "many")
+    run(small, tmp_path / "again")
+    assert digests(tmp_path / "many") == digests(tmp_path / "again")
+    for folder in ("places", "images"):
+        names = [file["path"] for file in report["files"][folder]]
+        stem = names[0].removesuffix(".parquet")
+        assert names == [names[0], *(f"{stem}-{number}.parquet" for number in range(2, len(names) + 1))]
+        assert len(names) > 2
+        assert all(30_000 <= file["bytes"] < 60_000 for file in report["files"][folder][:-1])
+        whole = {str(row) for row in rows_of(tmp_path / "one", folder)}
+        assert {str(row) for row in rows_of(tmp_path / "many", folder)} == whole
+    assert {domain.name for domain in list_domains(str(tmp_path / "many/places"))} == {"town/town/17n-04"}
+
+
+def test_a_place_too_large_for_a_column_is_named(
+    tmp_path: Path, write: Any, jpeg: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_town(write, jpeg, places=1)
+    monkeypatch.setattr(writing, "_MAX_BYTES", 3_000)
+    with pytest.raises(DataError, match=r"place town/town/17n-\S+ exceed 3,000 bytes: make cells smaller"):
+        run(config_of(tmp_path), tmp_path / "out")
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and "plan" not in path.name]
 
 
 def test_cities_of_any_name_stay_inside_the_output(tmp_path: Path, write: Any, jpeg: Any) -> None:
