@@ -35,11 +35,11 @@ class ConvUnit(nn.Module):
 
 
 class MultiConvAdapter(nn.Module):
-    """Width C -> C / 2 -> three branches over the patch grid, beside an identity -> C."""
+    """Width C -> H -> three branches over the patch grid, beside an identity -> C. H is C / 2 as published."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, hidden: int | None = None) -> None:
         super().__init__()
-        hidden = width // 2
+        hidden = hidden or width // 2
         reduced, wide = hidden // 16, hidden // 4
         self.down = nn.Linear(width, hidden)
         self.branch1 = ConvUnit(hidden, hidden - 2 * wide, 1)

@@ -29,6 +29,12 @@ class ModelConfig(Config):
         multiple_of=8,
         description="length of the binary code (512); null for no code branch",
     )
+    adapter_hidden: int | None = Field(
+        default=None,
+        ge=16,
+        multiple_of=16,
+        description="width inside the adapters; null: half the backbone's width, as published",
+    )
     conv_start: ConvStart = Field(
         default="reference",
         description="start of the adapter convolutions: the published constant 1e-5, noise of that size, or "
@@ -147,11 +153,15 @@ def _float_branch(config: ModelConfig, backbone: Backbone) -> SideBranch | None:
         raise ConfigError(
             f"{config.float_head.kind} reads the cls token, which {config.backbone.name} has not"
         )
-    return SideBranch(backbone.num_adapters, backbone.embed_dim, head, config.conv_start)
+    return SideBranch(
+        backbone.num_adapters, backbone.embed_dim, head, config.conv_start, config.adapter_hidden
+    )
 
 
 def _code_branch(config: ModelConfig, backbone: Backbone) -> SideBranch | None:
     if config.hash_bits is None:
         return None
     head = build_head(GemConfig(dim=config.hash_bits), backbone.embed_dim)
-    return SideBranch(backbone.num_adapters, backbone.embed_dim, head, config.conv_start)
+    return SideBranch(
+        backbone.num_adapters, backbone.embed_dim, head, config.conv_start, config.adapter_hidden
+    )

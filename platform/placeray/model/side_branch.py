@@ -15,9 +15,11 @@ class SideBranch(nn.Module):
     that reads it (SALAD); the reference always carries it.
     """
 
-    def __init__(self, num_adapters: int, width: int, head: Head, conv_start: ConvStart) -> None:
+    def __init__(
+        self, num_adapters: int, width: int, head: Head, conv_start: ConvStart, hidden: int | None = None
+    ) -> None:
         super().__init__()
-        self.adapters = nn.ModuleList(MultiConvAdapter(width) for _ in range(num_adapters))
+        self.adapters = nn.ModuleList(MultiConvAdapter(width, hidden) for _ in range(num_adapters))
         self.head = head
         self.frozen = False
         for adapter in self.adapters:

@@ -35,11 +35,14 @@ class Feed(Protocol):
 
 
 class Listener(Protocol):
-    """Where progress goes. All ranks call `epoch` and `snapshot` at the same moments, `steps` each by its own clock."""
+    """Where progress goes. All ranks call `epoch` and `snapshot` at the same moments, `steps` each by its own clock.
+
+    `epoch` may answer True, on all ranks alike: the run then ends with this epoch, as if patience had run out.
+    """
 
     def steps(self, report: "StepReport") -> None: ...
 
-    def epoch(self, report: dict[str, float]) -> None: ...
+    def epoch(self, report: dict[str, float]) -> bool | None: ...
 
     def snapshot(self, snapshot: Snapshot) -> None: ...
 
@@ -176,7 +179,8 @@ class _Run:
             report.update(metrics, seconds_judging=time.monotonic() - started)
             self._remember(metrics)
         self.progress.history.append(report)
-        self.listener.epoch(report)
+        if self.listener.epoch(report):
+            self.progress.stopped = True
         self.listener.snapshot(self.snapshot())
 
     def _remember(self, metrics: dict[str, float]) -> None:

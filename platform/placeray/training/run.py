@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import Field, model_validator
@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from placeray.config import Config
 from placeray.errors import ConfigError
 from placeray.losses import recipe_loss
+from placeray.model.backbone import Backbone
 from placeray.model.checkpoint import load_checkpoint, save_checkpoint
 from placeray.model.recipes import RECIPES, prepare, start_hashing
 from placeray.model.selavpr import ModelConfig, SelaVPR, build_model
@@ -19,10 +20,10 @@ from placeray.training.config import TrainConfig
 from placeray.training.distributed import across_ranks
 from placeray.training.feed import PlacesFeed
 from placeray.training.gather import rank
-from placeray.training.loop import FitResult, Listener, fit
+from placeray.training.loop import Feed, FitResult, Listener, fit
 from placeray.training.state import Snapshot
 from placeray.training.step import LossFunction
-from placeray.training.validation import judge, load_validation_set, score
+from placeray.training.validation import ValidationSet, judge, load_validation_set, score
 
 
 class RunSpec(Config):
@@ -56,21 +57,46 @@ class RunResult:
     photos: int
 
 
+class RunFeed(Feed, Protocol):
+    """Batches of a run and what its card says about them."""
+
+    num_places: int
+    num_photos: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What runs of one process have in common, made once for all of them."""
+
+    backbone: Backbone
+    feed: RunFeed
+    sets: list[ValidationSet]
+
+
 def train_once(
-    spec: RunSpec, listener: Listener, *, device: torch.device | None = None, resume: Snapshot | None = None
+    spec: RunSpec,
+    listener: Listener,
+    *,
+    device: torch.device | None = None,
+    resume: Snapshot | None = None,
+    shared: Shared | None = None,
 ) -> RunResult:
     """Train by a recipe and write the checkpoint; every rank of a process group calls it alike.
+
+    Args:
+        shared: used instead of a backbone, feed and validation sets of its own; must be those that `spec` asks for.
 
     Raises:
         PlacerayError: one sentence on what is missing or went wrong.
     """
     train = spec.train
-    started_from, model = starting_model(spec)
+    started_from, model = starting_model(spec, shared.backbone if shared else None)
     model.to(device or torch.device("cpu"))
     prepare(model, train.recipe, reference=train.float_branch_drifts)
     model.train()
-    feed = PlacesFeed(spec.normalized, train)
-    sets = [load_validation_set(spec.normalized, item) for item in train.validation.sets]
+    feed: RunFeed = shared.feed if shared else PlacesFeed(spec.normalized, train)
+    sets = shared.sets if shared else validation_sets(spec)
     result = fit(
         model,
         loss_of(train),
@@ -91,15 +117,25 @@ def train_once(
     )  # fmt: skip
 
 
-def starting_model(spec: RunSpec) -> tuple[str | None, SelaVPR]:
+def validation_sets(spec: RunSpec) -> list[ValidationSet]:
+    """The held-out sets of a run, in memory."""
+    return [load_validation_set(spec.normalized, item) for item in spec.train.validation.sets]
+
+
+def starting_model(spec: RunSpec, backbone: Backbone | None = None) -> tuple[str | None, SelaVPR]:
     """(model id of the checkpoint it starts from, model with the weights of the first step).
+
+    Args:
+        backbone: used instead of another copy of the same weights.
 
     Raises:
         ConfigError: the checkpoint is of another model than the config asks for.
     """
     if spec.start_from is None:
-        return None, build_model(spec.model)
+        return None, build_model(spec.model, backbone)
     loaded = load_checkpoint(spec.start_from)
+    if backbone is not None:
+        loaded.model.backbone = backbone
     if spec.train.recipe == "hash" and loaded.config != spec.model:
         _same_backbone(spec, loaded.config)
         return loaded.model_id, start_hashing(loaded.model, spec.model)
