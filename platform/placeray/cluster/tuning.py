@@ -9,6 +9,7 @@ killed goes on from the ledger, with the same trials, each from its last snapsho
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -28,7 +29,6 @@ from placeray.cluster.parts import ensure_ray
 from placeray.datasets.reading import places_fingerprint
 from placeray.errors import ConfigError, TrainingError
 from placeray.jobspecs.tune import SweepWorkersConfig
-from placeray.model.checkpoint import CARD_FILE
 from placeray.sweep.config import Sweep
 from placeray.sweep.ledger import Ledger, Trial
 from placeray.sweep.objectives import best_trial
@@ -188,7 +188,8 @@ def _run_packs(sweep: Sweep, workers: SweepWorkersConfig, ledger: Ledger) -> Non
     # Tune's own loggers, state and Ctrl-C handling are of no use here: the ledger and the driver do that.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables count packs, ours count trials
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
     stop_at = None if sweep.time_limit_s is None else time.time() + sweep.time_limit_s
     resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     sweep_json, workers_json = sweep.model_dump_json(), workers.model_dump_json()
@@ -300,8 +301,3 @@ def _show(sweep: Sweep, trial: Trial, seen: int) -> None:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def checkpoint_card(trial: Trial) -> str:
-    """The card of a trial's checkpoint."""
-    return storage.join(trial.checkpoint, CARD_FILE)

@@ -137,7 +137,7 @@ def _tiles(page: SweepPage, best: Trial | None) -> str:
         shown.append((size(best.map_bytes), "a photo in its map", f"a step takes {_step(best)}"))
     saved = _epochs_saved(page)
     if saved is not None:
-        shown.append((f"{saved:.0%}", "of all epochs saved", "by stopping early"))
+        shown.append((f"{100 * saved:.0f} %", "of all epochs saved", "by stopping early"))
     cells = "".join(
         f"<div class=\"tile\"><strong>{html.escape(figure)}</strong><span>{html.escape(what)}</span>"
         f"<small>{html.escape(detail)}</small></div>"

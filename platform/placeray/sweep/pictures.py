@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,13 @@ from placeray.sweep.search import Space
 from placeray.sweep.space import Choice, Grid, LogUniform
 from placeray.sweep.words import short_paths, short_value, size
 
-_INK, _SOFT, _RULE, _BEST = "#1d2025", "#5d646e", "#dedbd3", "#1f5fbf"
+_INK, _SOFT, _RULE, _BEST, _OTHER = "#1d2025", "#5d646e", "#dedbd3", "#1f5fbf", "#9aa0a8"
+_MOST_NAMES = 30
 _STYLE = {"finished": "-", "stopped": "-", "failed": ":", "running": "-", "waiting": "-"}
 _END = {"finished": "o", "stopped": "s", "failed": "x", "running": ">", "waiting": ">"}
 _DPI = 160
+
+Point = tuple[int, float, float]  # number of the trial, x, y
 
 
 def draw_pictures(space: Space, trials: Sequence[Trial]) -> dict[str, bytes]:
@@ -58,6 +61,26 @@ def _label(axis: Axes, title: str, x: str, y: str) -> None:
     axis.set_ylabel(y, fontsize=9.5, color=_SOFT)
 
 
+def _name_points(axis: Axes, points: Sequence[Point], strong: Collection[int]) -> None:
+    """Trial numbers beside their points, `strong` ones bold; points that lie together share one label."""
+    x_near, y_near = 0.03 * np.ptp(axis.get_xlim()), 0.045 * np.ptp(axis.get_ylim())
+    labels: list[tuple[float, float, list[int]]] = []
+    for number, x, y in sorted(points):
+        if len(points) > _MOST_NAMES and number not in strong:
+            continue
+        near = [label for label in labels if abs(label[0] - x) < x_near and abs(label[1] - y) < y_near]
+        if near:
+            near[0][2].append(number)
+        else:
+            labels.append((x, y, [number]))
+    for x, y, numbers in labels:
+        bold = bool(set(numbers) & set(strong))
+        axis.annotate(
+            ", ".join(map(str, numbers)), (x, y), xytext=(6, 0), textcoords="offset points", va="center",
+            fontsize=8.5, color=_BEST if bold else _SOFT, weight="bold" if bold else "normal",
+        )  # fmt: skip
+
+
 def _curves(trials: Sequence[Trial]) -> Figure | None:
     """Score and training loss by epoch; the best trial stands out, the others share one colour."""
     shown = [trial for trial in trials if trial.epochs]
@@ -70,18 +93,17 @@ def _curves(trials: Sequence[Trial]) -> Figure | None:
         (right, lambda trial: _column(trial, "train/loss")),
     ]
     for axis, curve in panels:
+        ends: list[Point] = []
         for trial in sorted(shown, key=lambda trial: trial is best):
             x, y = curve(trial)
             if not x:
                 continue
             mine = trial is best
-            colour = _BEST if mine else "#9aa0a8"
+            colour = _BEST if mine else _OTHER
             axis.plot(x, y, _STYLE[trial.state], color=colour, linewidth=2.4 if mine else 1.2)
             axis.plot(x[-1], y[-1], _END[trial.state], color=colour, markersize=6 if mine else 4.5)
-            axis.annotate(
-                str(trial.number), (x[-1], y[-1]), xytext=(5, 0), textcoords="offset points",
-                fontsize=8.5, color=colour if mine else _SOFT, va="center", weight="bold" if mine else "normal",
-            )  # fmt: skip
+            ends.append((trial.number, x[-1], y[-1]))
+        _name_points(axis, ends, {best.number} if best else set())
         axis.xaxis.get_major_locator().set_params(integer=True)
     _label(left, "Validation, best so far", "epoch", "R@1 + R@5")
     _label(right, "Training", "epoch", "loss")
@@ -111,15 +133,13 @@ def _parallel(space: Space, trials: Sequence[Trial]) -> Figure | None:
     axis.grid(visible=False)
     axis.spines[:].set_visible(False)
     axis.set_yticks([])
+    ends: list[Point] = []
     for row, trial in enumerate(judged):
         heights = [float(places[row]) for places, _ in columns]
         best = row == len(judged) - 1
         colour = colormaps["viridis_r"](0.12 + 0.8 * (scores[row] - scores.min()) / span)
         axis.plot(range(len(columns)), heights, color=colour, linewidth=2.8 if best else 1.5)
-        axis.annotate(
-            str(trial.number), (len(columns) - 1, heights[-1]), xytext=(7, 0), textcoords="offset points",
-            fontsize=8.5, va="center", color=_INK, weight="bold" if best else "normal",
-        )  # fmt: skip
+        ends.append((trial.number, len(columns) - 1, heights[-1]))
     for at, (_, marks) in enumerate(columns):
         axis.axvline(at, color=_SOFT, linewidth=0.8)
         for height, text in marks:
@@ -130,6 +150,7 @@ def _parallel(space: Space, trials: Sequence[Trial]) -> Figure | None:
     axis.set_xticks(range(len(columns)), [*(names[path] for path in space), "score"], fontsize=9, color=_INK)
     axis.set_ylim(-0.08, 1.08)
     axis.set_xlim(-0.45, len(columns) - 0.75)
+    _name_points(axis, ends, {judged[-1].number})
     return figure
 
 
@@ -154,7 +175,7 @@ def _importance(space: Space, trials: Sequence[Trial]) -> Figure | None:
     if not shares:
         return None
     names = short_paths(list(space))
-    figure, (axis,) = _figure(1, 0.8 + 0.42 * len(shares), width=6.4)
+    figure, (axis,) = _figure(1, 0.8 + 0.36 * len(shares))
     paths = list(reversed(shares))
     axis.barh(
         [names[path] for path in paths], [100 * shares[path] for path in paths], color=_BEST, height=0.6
@@ -181,13 +202,10 @@ def _fronts(trials: Sequence[Trial]) -> Figure | None:
     for axis, cost in zip(axes, costs, strict=True):
         kept = front(cost, gains)
         axis.plot([cost[at] for at in kept], [100 * gains[at] for at in kept], color=_BEST, linewidth=1.6)
-        colours = [_BEST if at in kept else "#9aa0a8" for at in range(len(judged))]
+        colours = [_BEST if at in kept else _OTHER for at in range(len(judged))]
         axis.scatter(cost, [100 * gain for gain in gains], c=colours, s=34, zorder=3)
-        for at, trial in enumerate(judged):
-            axis.annotate(
-                str(trial.number), (cost[at], 100 * gains[at]), xytext=(5, 4), textcoords="offset points",
-                fontsize=8.5, color=_BEST if at in kept else _SOFT,
-            )  # fmt: skip
+        points = [(trial.number, cost[at], 100 * gains[at]) for at, trial in enumerate(judged)]
+        _name_points(axis, points, {judged[at].number for at in kept})
     axes[0].xaxis.set_major_formatter(lambda value, _: size(value))
     _label(axes[0], "Recall and size", "a photo in the map", "R@1, %")
     _label(axes[1], "Recall and time", "a training step, ms", "R@1, %")

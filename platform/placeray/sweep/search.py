@@ -27,7 +27,7 @@ class RandomSearch(Config):
 
 
 class GridSearch(Config):
-    """All combinations of choices and grids, the last path of the space changing fastest."""
+    """All combinations of choices and grids, the last path in the order of names changing fastest."""
 
     kind: Literal["grid"] = "grid"
 
@@ -73,6 +73,7 @@ def count(space: Space, search: SearchConfig, limit: int) -> int:
 def propose(space: Space, search: SearchConfig, known: Sequence[Known]) -> dict[str, Any]:
     """The values of trial number `len(known)`, by path. Repeats an earlier proposal only when others are rare."""
     number = len(known)
+    space = dict(sorted(space.items()))  # the order in which they were written makes no difference
     if isinstance(search, GridSearch):
         return _grid_point(space, number)
     fixed = _grid_point({path: item for path, item in space.items() if isinstance(item, Grid)}, number)

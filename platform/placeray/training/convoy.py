@@ -38,11 +38,15 @@ class Convoy:
         """`config` is the one `backbone` was built from; `size` is the number of runs."""
         self.backbone = backbone
         self._turns = threading.Condition()
+        self.start(size)
+        self.seats = [Seat(self, number) for number in range(size)]
+        self.backbones = [_seat_backbone(backbone, config, seat) for seat in self.seats]
+
+    def start(self, size: int) -> None:
+        """Nobody has asked for anything yet."""
         self._holder = 0
         self._calls: list[int | None] = [0] * size  # the next call of each run; None: it has left
         self._last: _Pass | None = None
-        self.seats = [Seat(self, number) for number in range(size)]
-        self.backbones = [_seat_backbone(backbone, config, seat) for seat in self.seats]
 
     def streams(self, seat: "Seat", images: Tensor) -> Iterator[Tensor]:
         """The token streams of this run's next batch; see `Backbone.streams`.
@@ -160,6 +164,7 @@ def ride(convoy: Convoy, runs: Sequence[Callable[[], T]]) -> list[T | Exception]
     Args:
         runs: one for each seat of the convoy, in order; each uses the backbone of its seat.
     """
+    convoy.start(len(runs))
     outcomes: list[T | Exception] = [TrainingError("the run was never started") for _ in runs]
 
     def take(seat: Seat, run: Callable[[], T]) -> None:
