@@ -81,7 +81,17 @@ def recognise(weights: Mapping[str, Tensor]) -> ModelConfig:
             "neither linear2 (gem), aggregation.boqs (boq), aggregation.score (salad) nor linear4 (code)"
         )
     backbone = _recognise_backbone(weights, depth, adapters)
-    return ModelConfig(backbone=backbone, float_head=float_head, hash_bits=hash_bits)
+    return ModelConfig(
+        backbone=backbone, float_head=float_head, hash_bits=hash_bits, adapter_hidden=_adapter_hidden(weights)
+    )
+
+
+def _adapter_hidden(weights: Mapping[str, Tensor]) -> int | None:
+    """Width inside the adapters; None where it is the published half of the backbone's."""
+    downs = [value for name, value in weights.items() if name.endswith(".D_fc1.weight")]
+    if not downs or len(downs[0]) == downs[0].shape[1] // 2:
+        return None
+    return len(downs[0])
 
 
 def _recognise_backbone(weights: Mapping[str, Tensor], depth: int, adapters: int) -> BackboneConfig:

@@ -13,6 +13,7 @@ from placeray import storage
 from placeray.errors import CheckpointError, ContractError, StorageError
 from placeray.model.checkpoint import export_weights, load_checkpoint, save_checkpoint, write_weights
 from placeray.model.published import recognise
+from placeray.model.selavpr import ModelConfig, build_model
 from placeray.model.weights import read_weights, weights_id
 
 CARD: dict[str, Any] = {
@@ -115,6 +116,17 @@ def test_the_variant_is_read_from_names_and_shapes(kind, bits, registers, make_m
     assert found.backbone.first_adapted_block == 1
     assert (found.backbone.embed_dim, found.backbone.depth, found.backbone.position_px) == (64, 3, 56)
     assert ("reg4" in found.backbone.name) == registers
+
+
+def test_the_width_of_the_adapters_is_read_too(tmp_path: Path) -> None:
+    backbone = {"name": "toy", "depth": 1, "num_heads": 1, "embed_dim": 64, "position_px": 56}
+    config = ModelConfig.model_validate({"backbone": backbone, "float_head": {"kind": "gem", "dim": 8}})
+    for hidden in (None, 16, 48):
+        model = build_model(config.model_copy(update={"adapter_hidden": hidden}))
+        assert recognise(export_weights(model)).adapter_hidden == hidden
+        assert model(torch.randn(1, 3, 56, 56)).float.shape == (1, 8)
+        save_checkpoint(str(tmp_path / str(hidden)), model, CARD)
+        assert load_checkpoint(str(tmp_path / str(hidden))).config.adapter_hidden == hidden
 
 
 def test_one_error_names_every_weight_that_does_not_fit(make_model, tmp_path: Path) -> None:
