@@ -17,14 +17,16 @@ _STATES = {
     "finished": "finished", "stopped": "stopped early", "failed": "failed", "running": "running", "waiting": "not begun"
 }  # fmt: skip
 _CSS = """
-.trials td, .trials th { text-align: left; padding: 6px 12px; vertical-align: top; }
+.trials td, .trials th { text-align: left; padding: 6px 12px; vertical-align: top; white-space: nowrap; }
 .trials td.number { text-align: right; }
 .trials tr.best > * { font-weight: 700; background: var(--right-tint); }
+.trials .why { display: inline-block; width: 28em; white-space: normal; }
 .trials .why { color: var(--soft); font-weight: 400; font-size: 13px; }
 .trials .failed { color: var(--wrong); }
 .wide { overflow-x: auto; }
 .picture { background: #fff; border: 1px solid var(--rule); border-radius: 8px; padding: 10px; max-width: 1000px; }
-.picture img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
+.picture { overflow-x: auto; }
+.picture img { display: block; width: 100%; min-width: 640px; height: auto; }
 .facts td { overflow-wrap: anywhere; }
 """
 

@@ -64,21 +64,23 @@ def _label(axis: Axes, title: str, x: str, y: str) -> None:
 def _name_points(axis: Axes, points: Sequence[Point], strong: Collection[int]) -> None:
     """Trial numbers beside their points, `strong` ones bold; points that lie together share one label."""
     x_near, y_near = 0.03 * np.ptp(axis.get_xlim()), 0.045 * np.ptp(axis.get_ylim())
-    labels: list[tuple[float, float, list[int]]] = []
-    for number, x, y in sorted(points):
-        if len(points) > _MOST_NAMES and number not in strong:
+    labels: list[tuple[float, float, bool, list[int]]] = []
+    for number, x, y in sorted(points, key=lambda point: (point[0] not in strong, point[0])):
+        bold = number in strong
+        if len(points) > _MOST_NAMES and not bold:
             continue
         near = [label for label in labels if abs(label[0] - x) < x_near and abs(label[1] - y) < y_near]
-        if near:
-            near[0][2].append(number)
-        else:
-            labels.append((x, y, [number]))
-    for x, y, numbers in labels:
-        bold = bool(set(numbers) & set(strong))
+        shared = next((label for label in near if label[2] == bold), None)
+        if shared is not None:
+            shared[3].append(number)
+            continue
+        labels.append((x, y, bold, [number]))
         axis.annotate(
-            ", ".join(map(str, numbers)), (x, y), xytext=(6, 0), textcoords="offset points", va="center",
+            "", (x, y), xytext=(20 if near else 6, 0), textcoords="offset points", va="center",
             fontsize=8.5, color=_BEST if bold else _SOFT, weight="bold" if bold else "normal",
         )  # fmt: skip
+    for text, (_, _, _, numbers) in zip(axis.texts[-len(labels) :], labels, strict=False):
+        text.set_text(", ".join(map(str, numbers)))
 
 
 def _curves(trials: Sequence[Trial]) -> Figure | None:
