@@ -16,6 +16,7 @@ import yaml
 pytest.importorskip("ray")
 
 from placeray.cluster.tuning import finished_sweep, located
+from placeray.config import load_config
 from placeray.jobspecs.tune import TuneJob
 from placeray.model.checkpoint import load_checkpoint
 from placeray.sweep.ledger import Ledger
@@ -66,14 +67,15 @@ def children_and_parents(root: Path) -> tuple[Any, list[Any], list[Any]]:
     return client, children, [run for run in runs if run not in children]
 
 
-def test_a_sweep_names_its_best_and_its_broken_trial(tmp_path: Path, run_job: Any) -> None:
+def test_a_sweep_names_its_best_and_its_broken_trial(tmp_path: Path, run_job: Any, repository: Path) -> None:
     write_data(tmp_path)
     arguments = ("tune", "toy", f"space={json.dumps(job(tmp_path)['space'])}")
     values = [f"{key}={json.dumps(value)}" for key, value in job(tmp_path).items() if key != "space"]
     said = run_job(*arguments, *values).strip().splitlines()[-1]
     assert said.startswith("tune: 4 trials (")
     assert "1 failed); best is trial " in said
-    sweep = located(TuneJob.model_validate(job(tmp_path)).sweep)
+    config = repository / "jobs" / "configs" / "tune" / "toy.yaml"
+    sweep = located(load_config(TuneJob, config, [arguments[2], *values]).sweep)
     trials = Ledger(sweep.output).read_all()
     assert "SALAD has 64 clusters" in trials[1].why
     report = finished_sweep(sweep)

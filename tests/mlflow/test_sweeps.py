@@ -1,6 +1,7 @@
 """Parent and child runs of sweeps in a real sqlite store, also when two processes open and fill it at once."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -53,8 +54,10 @@ def two_sweeps(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrackingConfig
             """
         )
     )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "platform")}
     running = [
-        subprocess.Popen([sys.executable, str(script), name], stderr=subprocess.PIPE) for name in ("a", "b")
+        subprocess.Popen([sys.executable, str(script), name], stderr=subprocess.PIPE, env=environment)
+        for name in ("a", "b")
     ]
     for process in running:
         _, said = process.communicate(timeout=280)

@@ -56,9 +56,9 @@ def a_sweep(number: int = 12) -> tuple[Sweep, list[Trial]]:
 
 def test_importance_finds_what_the_score_follows() -> None:
     plan, trials = a_sweep(30)
-    shares = importance(plan.space, trials)
+    shares = importance(plan.space, trials[3:])
     assert next(iter(shares)) == "train.optimizer.lr"
-    assert shares["train.optimizer.lr"] > 0.8
+    assert shares["train.optimizer.lr"] == pytest.approx(1.0), "the score rises with the rate alone"
     assert shares["train.loss.base"] < 0.3
     assert shares["model.float_head"] < 0.3
     assert importance(plan.space, trials[:3]) == {}
