@@ -88,8 +88,9 @@ class TrainConfig(Config):
     micro_batch: int | None = Field(
         default=None,
         ge=2,
-        description="photos in memory at once, per worker: larger batches are passed in parts, the loss still sees "
-        "all pairs; costs a second forward; null passes the batch in one go",
+        description="photos in memory at once, per worker: larger batches are passed in equal parts, the loss still "
+        "sees all pairs of the batch; costs a second forward, and BatchNorm normalises each part by itself; "
+        "null passes the batch in one go",
     )
     precision: Precision = Field(
         default="fp32", description="of the forward pass; the loss is always float32; fp16 needs a GPU"
