@@ -24,9 +24,10 @@ from placeray.datasets.reading import PlacesFile, list_domains, places_fingerpri
 from placeray.datasets.sampler import Batch, count_batches, epoch_batches
 from placeray.errors import DataError, TrainingError
 from placeray.model.augment import AugmentConfig
-from placeray.model.preprocess import decode, normalise, to_pixels
+from placeray.model.preprocess import decode
 from placeray.training.config import TrainConfig
 from placeray.training.gather import rank, world_size
+from placeray.training.normalised import normalised
 from placeray.training.rand_augment import rand_augment
 
 _OPEN_FILES = 16
@@ -153,7 +154,7 @@ class _Pending:
         """Wait for the pixels. Raises DataError naming the photo that cannot be decoded."""
         for future in self.futures:
             future.result()
-        return normalise(torch.from_numpy(self.pixels)), torch.from_numpy(self.labels)
+        return normalised(self.pixels), torch.from_numpy(self.labels)
 
 
 class _OpenFiles:
@@ -184,7 +185,7 @@ def _decode_into(
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
     small = image.resize((size, size), Image.Resampling.BILINEAR)
-    target[:] = to_pixels(rand_augment(small, augment, Random(seed)), size)
+    target[:] = np.asarray(rand_augment(small, augment, Random(seed)))
 
 
 def _put(ready: "_Queue", item: "_Pending | BaseException | None", stop: threading.Event) -> None:
