@@ -65,7 +65,9 @@ def list_files(root: str, suffix: str = "") -> list[str]:
     if not filesystem.exists(path):
         raise StorageError(f"no such folder: {resolve(root)}")
     scheme = resolve(root).split("://")[0] + "://" if is_remote(resolve(root)) else ""
-    return sorted(scheme + name for name in filesystem.find(path) if name.endswith(suffix))
+    # Some clients write an empty object `folder/` for a folder: that is no file.
+    names = (name for name in filesystem.find(path) if not name.endswith("/"))
+    return sorted(scheme + name for name in names if name.endswith(suffix))
 
 
 def size(uri: str) -> int:

@@ -83,7 +83,15 @@ class TrainConfig(Config):
     places_per_batch: int = Field(default=120, ge=2, description="P of the global batch, over all workers")
     photos_per_place: int = Field(default=4, ge=2, description="K, sampled anew whenever a place is met")
     min_places_per_batch: int = Field(
-        default=2, ge=2, description="a rest of a domain with fewer places sits the epoch out"
+        default=2,
+        ge=2,
+        description="a smaller rest of a domain is evened out with the batch before it; a domain with fewer places "
+        "takes no part",
+    )
+    batch_order: Literal["reshuffled", "fixed"] = Field(
+        default="reshuffled",
+        description="reshuffled: other places meet in every epoch; fixed: the reference's order, the same in every "
+        "epoch, domain after domain",
     )
     micro_batch: int | None = Field(
         default=None,

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from placeray.datasets.reading import PlacesFile, list_domains, places_fingerprint
-from placeray.datasets.sampler import Batch, count_batches, epoch_batches
+from placeray.datasets.sampler import Batch, count_batches, epoch_batches, share, usable_places
 from placeray.errors import DataError, TrainingError
 from placeray.model.augment import AugmentConfig
 from placeray.model.preprocess import decode
@@ -37,7 +37,7 @@ class PlacesFeed:
     """Batches of one training run; a `loop.Feed`.
 
     Attributes:
-        num_places:  places with at least `photos_per_place` photos.
+        num_places:  places that take part: enough photos each, and enough such places in their domain.
         num_photos:  photos of these places.
         fingerprint: of the folder of places.
 
@@ -53,7 +53,7 @@ class PlacesFeed:
         self._places = [place for domain in domains for place in domain.places]
         starts = np.cumsum([0, *(len(domain.place_ids) for domain in domains)])
         self._first_label = {domain.file: int(start) for domain, start in zip(domains, starts, strict=False)}
-        usable = [place for place in self._places if place.num_photos >= config.photos_per_place]
+        usable = usable_places(self._places, config.photos_per_place, config.min_places_per_batch)
         self.num_places = len(usable)
         self.num_photos = sum(place.num_photos for place in usable)
         if config.min_places_per_batch < world_size():
@@ -100,7 +100,7 @@ class PlacesFeed:
         config = self._config
         return epoch_batches(
             self._places, config.places_per_batch, config.photos_per_place, config.seed, epoch,
-            config.min_places_per_batch,
+            config.min_places_per_batch, fixed_order=config.batch_order == "fixed",
         )  # fmt: skip
 
     def _read_epoch(
@@ -127,8 +127,7 @@ class PlacesFeed:
     def _start_batch(
         self, batch: Batch, epoch: int, files: "_OpenFiles", pool: ThreadPoolExecutor
     ) -> "_Pending":
-        own = np.array_split(np.arange(len(batch.rows)), world_size())[rank()]
-        rows, photos = batch.rows[own], batch.photos[own]
+        _, rows, photos = share(batch, rank(), world_size())
         labels = self._first_label[batch.domain_file] + rows
         encoded = files.get(batch.domain_file).read(rows.tolist(), photos.tolist())
         size = self._config.preprocess.size_px
