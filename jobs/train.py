@@ -10,10 +10,12 @@ import time
 from placeray import storage
 from placeray.cluster.training import TrainReport, finished_report, identified, train
 from placeray.config import parse_job, run_main
+from placeray.datasets.reading import places_folder
 from placeray.jobspecs.train import TrainJob
 from placeray.model.card import CARD_FILE
 from placeray.tracking.registry import locate_checkpoint
 from placeray.tracking.runs import tracked_run
+from placeray.tracking.training_record import record_training, system_metrics
 from placeray.training.run import RunSpec
 
 
@@ -34,12 +36,17 @@ def main() -> None:
         print(f"train: already finished: {summary(finished)}; nothing to do")
         return
     started, version = time.monotonic(), None
-    with tracked_run(
-        f"train-{job.train.recipe}", job.model_dump(mode="json"), job.tracking, resume_key=spec.key
-    ) as run:
+    config = job.model_dump(mode="json")
+    with (
+        tracked_run(f"train-{job.train.recipe}", config, job.tracking, resume_key=spec.key) as run,
+        system_metrics(run),
+    ):
         report = train(spec, job.workers, run)
         run.log({key.replace("val/", "best/"): value for key, value in report.metrics.items()})
-        run.log_file(storage.join(report.checkpoint, CARD_FILE))
+        card = storage.join(report.checkpoint, CARD_FILE)
+        run.log_file(card)
+        manifest = storage.join(places_folder(job.normalized), storage.MANIFEST)
+        record_training(run, config, manifest, storage.read_json(card)["history"])
         if job.register_as is not None:
             version = run.register_model(report.checkpoint, job.register_as)
     registered = f" and model {job.register_as} version {version}" if version else ""

@@ -22,11 +22,12 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from placeray import storage
 from placeray.cluster.parts import ensure_ray
 from placeray.datasets.reading import places_fingerprint
-from placeray.errors import ConfigError, PlacerayError, TrainingError
+from placeray.errors import ConfigError, PlacerayError, StorageError, TrainingError
 from placeray.jobspecs.train import WorkersConfig
 from placeray.model.card import CARD_FILE
 from placeray.tracking.runs import Run
@@ -147,7 +148,7 @@ def _fit(spec: RunSpec, workers: WorkersConfig, run: Run) -> dict[str, Any]:
     # A report waits for the next health check of the controller: the default of 2 s would be a tax on short epochs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    board = _board_on_this_machine()
     trainer = ray.train.torch.TorchTrainer(
         _worker_main,
         train_loop_config={
@@ -177,6 +178,12 @@ def _fit(spec: RunSpec, workers: WorkersConfig, run: Run) -> dict[str, Any]:
             answer["error"] if answer else "training ended without a result; run the same job again"
         )
     return dict(answer)
+
+
+def _board_on_this_machine() -> Any:
+    """Beside the driver: anywhere else it would be lost with another machine."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=here).remote()
 
 
 def _scaling(workers: WorkersConfig) -> ray.train.ScalingConfig:
@@ -212,18 +219,23 @@ def _worker_main(config: dict[str, Any]) -> dict[str, Any]:
     """The loop of one worker. An error that a restart would meet again is returned, not raised."""
     spec = RunSpec.model_validate_json(config["spec"])
     workers = WorkersConfig.model_validate_json(config["workers"])
-    context = ray.train.get_context()
+    context, board = ray.train.get_context(), config["board"]
+    hopeless = ray.get(board.hopeless.remote())
+    if hopeless is not None:
+        return {"error": hopeless}
     torch.set_num_threads(workers.torch_threads or _own_cores(context.get_local_world_size()))
-    listener = _RayListener(spec, config["board"], context.get_world_rank())
+    listener = _RayListener(spec, board, context.get_world_rank())
     try:
         result = train_once(
             spec, listener, device=ray.train.torch.get_device(), resume=_last_snapshot(listener)
         )
     except PlacerayError as error:
-        if context.get_world_size() == 1:
+        # A store may answer the next time; nothing else gets better by repeating it.
+        kind = "error" if isinstance(error, StorageError) else "hopeless"
+        if kind == "hopeless" and context.get_world_size() == 1:
             return {"error": str(error)}
-        # The others may wait in a collective: only a restart of the group frees them.
-        ray.get(config["board"].push.remote([("error", str(error))]))
+        # The others may wait in a collective: only a restart of the group frees them; when hopeless it ends at once.
+        ray.get(board.push.remote([(kind, str(error))]))
         raise
     return dataclasses.asdict(result)
 
@@ -278,9 +290,15 @@ class _Board:
 
     def __init__(self) -> None:
         self._events: list[tuple[str, Any]] = []
+        self._hopeless: str | None = None
 
     def push(self, events: list[tuple[str, Any]]) -> None:
         self._events.extend(events)
+        self._hopeless = next((value for kind, value in events if kind == "hopeless"), self._hopeless)
+
+    def hopeless(self) -> str | None:
+        """What a worker said that a restart would meet again."""
+        return self._hopeless
 
     def take(self) -> list[tuple[str, Any]]:
         events, self._events = self._events, []
@@ -306,7 +324,7 @@ class _Events:
         elif kind == "epoch":
             _say(epoch_line(recipe, epochs, value))
             self._run.log(epoch_metrics(value), step=int(value["step"]))
-        elif kind == "error":
+        elif kind in ("error", "hopeless"):
             self.last_error = value
             _say(f"{recipe}  {value}")
         else:

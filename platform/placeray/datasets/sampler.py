@@ -7,6 +7,7 @@ places, the photos chosen and the order of batches follow from (seed, epoch), an
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -40,36 +41,43 @@ def epoch_batches(
     seed: int,
     epoch: int,
     min_places: int = 2,
+    *,
+    fixed_order: bool = False,
 ) -> Iterator[Batch]:
     """The batches of one epoch, in which every usable place appears exactly once.
 
+    A place is usable when it has `photos_per_place` photos and its file `min_places` such places.
+
     Args:
         places: in any order; those with fewer than `photos_per_place` photos take no part.
-        num_places: P. The rest of a file makes a smaller batch, if it has at least `min_places` places (a
-            batch of one place has no negatives); a smaller rest sits this epoch out, and is another one in
-            the next.
+        num_places: P.
+        min_places: fewest places of a batch (one place has no negatives). A smaller rest of a file is evened out
+            with the batch before it, or joins it where even that makes none.
+        fixed_order: the reference's order, for comparison: the same places meet in every epoch, file after file;
+            only their photos are drawn anew.
 
     Raises:
         DataError: no file has `min_places` usable places.
     """
     files = _usable_by_file(places, photos_per_place)
     rng = np.random.default_rng([seed, epoch])
+    order_rng = np.random.default_rng([seed]) if fixed_order else rng
     batches: list[Batch] = []
     for name in sorted(files):
         refs = files[name]
-        order = rng.permutation(len(refs))
+        if len(refs) < min_places:
+            continue
+        order = order_rng.permutation(len(refs))
         chosen = _choose_photos(np.array([refs[i].num_photos for i in order]), photos_per_place, rng)
         rows = np.array([refs[i].row for i in order], dtype=np.int64)
-        for start in range(0, len(rows), num_places):
-            part = slice(start, start + num_places)
-            if len(rows[part]) >= min_places:
-                batches.append(Batch(name, rows[part], chosen[part]))
+        cuts = _cuts(len(rows), num_places, min_places)
+        batches += [Batch(name, rows[a:b], chosen[a:b]) for a, b in pairwise(cuts)]
     if not batches:
         raise DataError(
             f"no batch can be made of {len(places)} places: none of their {len(files)} domain files has "
             f"{min_places} places of {photos_per_place} photos; use more photos, or lower these two numbers"
         )
-    return (batches[i] for i in rng.permutation(len(batches)))
+    return iter(batches) if fixed_order else (batches[i] for i in rng.permutation(len(batches)))
 
 
 def count_batches(
@@ -77,7 +85,29 @@ def count_batches(
 ) -> int:
     """How many batches an epoch has: the same in every epoch."""
     sizes = [len(refs) for refs in _usable_by_file(places, photos_per_place).values()]
-    return sum(size // num_places + (size % num_places >= min_places) for size in sizes)
+    return sum(len(_cuts(size, num_places, min_places)) - 1 for size in sizes if size >= min_places)
+
+
+def usable_places(places: Sequence[PlaceRef], photos_per_place: int, min_places: int = 2) -> list[PlaceRef]:
+    """Those that take part in every epoch, in sorted order."""
+    files = _usable_by_file(places, photos_per_place).values()
+    return [place for refs in files if len(refs) >= min_places for place in refs]
+
+
+def share(batch: Batch, rank: int, world_size: int) -> Batch:
+    """The places of a global batch that one worker decodes; the workers' shares in rank order are the batch."""
+    own = np.array_split(np.arange(len(batch.rows)), world_size)[rank]
+    return Batch(batch.domain_file, batch.rows[own], batch.photos[own])
+
+
+def _cuts(count: int, num_places: int, min_places: int) -> list[int]:
+    """Where `count` places are cut into batches: 0, ends of all but the last, count."""
+    cuts = [*range(0, count, num_places), count]
+    if len(cuts) > 2 and count - cuts[-2] < min_places:
+        before = cuts[-3]
+        half = (count - before + 1) // 2
+        cuts[-2:-1] = [before + half] if count - before - half >= min_places else []
+    return cuts
 
 
 def _usable_by_file(places: Sequence[PlaceRef], photos_per_place: int) -> dict[str, list[PlaceRef]]:

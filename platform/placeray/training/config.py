@@ -83,13 +83,22 @@ class TrainConfig(Config):
     places_per_batch: int = Field(default=120, ge=2, description="P of the global batch, over all workers")
     photos_per_place: int = Field(default=4, ge=2, description="K, sampled anew whenever a place is met")
     min_places_per_batch: int = Field(
-        default=2, ge=2, description="a rest of a domain with fewer places sits the epoch out"
+        default=2,
+        ge=2,
+        description="a smaller rest of a domain is evened out with the batch before it; a domain with fewer places "
+        "takes no part",
+    )
+    batch_order: Literal["reshuffled", "fixed"] = Field(
+        default="reshuffled",
+        description="reshuffled: other places meet in every epoch; fixed: the reference's order, the same in every "
+        "epoch, domain after domain",
     )
     micro_batch: int | None = Field(
         default=None,
         ge=2,
-        description="photos in memory at once, per worker: larger batches are passed in parts, the loss still sees "
-        "all pairs; costs a second forward; null passes the batch in one go",
+        description="photos in memory at once, per worker: larger batches are passed in equal parts, the loss still "
+        "sees all pairs of the batch; costs a second forward, and BatchNorm normalises each part by itself; "
+        "null passes the batch in one go",
     )
     precision: Precision = Field(
         default="fp32", description="of the forward pass; the loss is always float32; fp16 needs a GPU"

@@ -21,12 +21,13 @@ from PIL import Image
 from torch import Tensor
 
 from placeray.datasets.reading import PlacesFile, list_domains, places_fingerprint
-from placeray.datasets.sampler import Batch, count_batches, epoch_batches
+from placeray.datasets.sampler import Batch, count_batches, epoch_batches, share, usable_places
 from placeray.errors import DataError, TrainingError
 from placeray.model.augment import AugmentConfig
-from placeray.model.preprocess import decode, normalise, to_pixels
+from placeray.model.preprocess import decode
 from placeray.training.config import TrainConfig
 from placeray.training.gather import rank, world_size
+from placeray.training.normalised import normalised
 from placeray.training.rand_augment import rand_augment
 
 _OPEN_FILES = 16
@@ -36,7 +37,7 @@ class PlacesFeed:
     """Batches of one training run; a `loop.Feed`.
 
     Attributes:
-        num_places:  places with at least `photos_per_place` photos.
+        num_places:  places that take part: enough photos each, and enough such places in their domain.
         num_photos:  photos of these places.
         data_sets:   how many of these places each data set has.
         fingerprint: of the folder of places.
@@ -53,10 +54,9 @@ class PlacesFeed:
         self._places = [place for domain in domains for place in domain.places]
         starts = np.cumsum([0, *(len(domain.place_ids) for domain in domains)])
         self._first_label = {domain.file: int(start) for domain, start in zip(domains, starts, strict=False)}
-        self.data_sets: Counter[str] = Counter()
-        for domain in domains:
-            self.data_sets[domain.dataset] += int((domain.num_photos >= config.photos_per_place).sum())
-        usable = [place for place in self._places if place.num_photos >= config.photos_per_place]
+        usable = usable_places(self._places, config.photos_per_place, config.min_places_per_batch)
+        dataset_of = {domain.file: domain.dataset for domain in domains}
+        self.data_sets = Counter(dataset_of[place.domain_file] for place in usable)
         self.num_places = len(usable)
         self.num_photos = sum(place.num_photos for place in usable)
         if config.min_places_per_batch < world_size():
@@ -103,7 +103,7 @@ class PlacesFeed:
         config = self._config
         return epoch_batches(
             self._places, config.places_per_batch, config.photos_per_place, config.seed, epoch,
-            config.min_places_per_batch,
+            config.min_places_per_batch, fixed_order=config.batch_order == "fixed",
         )  # fmt: skip
 
     def _read_epoch(
@@ -130,8 +130,7 @@ class PlacesFeed:
     def _start_batch(
         self, batch: Batch, epoch: int, files: "_OpenFiles", pool: ThreadPoolExecutor
     ) -> "_Pending":
-        own = np.array_split(np.arange(len(batch.rows)), world_size())[rank()]
-        rows, photos = batch.rows[own], batch.photos[own]
+        _, rows, photos = share(batch, rank(), world_size())
         labels = self._first_label[batch.domain_file] + rows
         encoded = files.get(batch.domain_file).read(rows.tolist(), photos.tolist())
         size = self._config.preprocess.size_px
@@ -157,7 +156,7 @@ class _Pending:
         """Wait for the pixels. Raises DataError naming the photo that cannot be decoded."""
         for future in self.futures:
             future.result()
-        return normalise(torch.from_numpy(self.pixels)), torch.from_numpy(self.labels)
+        return normalised(self.pixels), torch.from_numpy(self.labels)
 
 
 class _OpenFiles:
@@ -188,7 +187,7 @@ def _decode_into(
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
     small = image.resize((size, size), Image.Resampling.BILINEAR)
-    target[:] = to_pixels(rand_augment(small, augment, Random(seed)), size)
+    target[:] = np.asarray(rand_augment(small, augment, Random(seed)))
 
 
 def _put(ready: "_Queue", item: "_Pending | BaseException | None", stop: threading.Event) -> None:

@@ -6,7 +6,6 @@ and keeps snapshots.
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -16,7 +15,7 @@ from placeray.errors import TrainingError
 from placeray.training.config import TrainConfig
 from placeray.training.gather import rank
 from placeray.training.optimizer import build_optimizer, build_schedule
-from placeray.training.state import Progress, Snapshot, changing_weights, copied, load_changing
+from placeray.training.state import EpochSums, Progress, Snapshot, changing_weights, copied, load_changing
 from placeray.training.step import LossFunction, StepResult, TrainStep
 
 Batch = tuple[Tensor, Tensor]
@@ -148,7 +147,7 @@ class _Run:
         return FitResult(self.progress, self._metrics_of_best())
 
     def _epoch(self) -> None:
-        number, meter = self.progress.epoch, _Meter()
+        number, meter = self.progress.epoch, _Meter(self.progress.sums, self.progress.step_in_epoch)
         for images, labels in meter.waiting_for(self.feed.epoch(number, self.progress.step_in_epoch)):
             torch.manual_seed(_seed(self.config.seed, self.progress.step))
             result = self.step(images, labels)
@@ -179,6 +178,7 @@ class _Run:
             report.update(metrics, seconds_judging=time.monotonic() - started)
             self._remember(metrics)
         self.progress.history.append(report)
+        self.progress.sums = EpochSums()
         if self.listener.epoch(report):
             self.progress.stopped = True
         self.listener.snapshot(self.snapshot())
@@ -224,28 +224,22 @@ def _seed(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step) * 1024 + rank()
 
 
-@dataclass
 class _Meter:
-    """Loss, speed and waiting time of an epoch and of the stretch since the last report."""
+    """Loss, speed and waiting time of an epoch, which may have begun before a restart, and since the last report."""
 
-    started: float = field(default_factory=time.monotonic)
-    last: StepResult | None = None
-    waited: float = 0.0
-    _losses: list[float] = field(default_factory=list)
-    _pairs: int = 0
-    _photos: int = 0
-    _mark: tuple[float, float, int, int] = (0.0, 0.0, 0, 0)
-
-    def __post_init__(self) -> None:
-        self._mark = (self.started, 0.0, 0, 0)
+    def __init__(self, sums: EpochSums, steps: int) -> None:
+        self.last: StepResult | None = None
+        self._sums, self._steps = sums, steps
+        self._clock = time.monotonic()
+        self._reported = (self._clock, sums.waited_s, sums.photos, sums.loss, steps)
 
     @property
     def since_report(self) -> float:
-        return time.monotonic() - self._mark[0]
+        return time.monotonic() - self._reported[0]
 
     @property
     def has_news(self) -> bool:
-        return len(self._losses) > self._mark[3]
+        return self._steps > self._reported[4]
 
     def waiting_for(self, batches: Iterable[Any]) -> Iterable[Any]:
         iterator = iter(batches)
@@ -255,31 +249,35 @@ class _Meter:
                 batch = next(iterator)
             except StopIteration:
                 return
-            self.waited += time.monotonic() - asked
+            self._sums.waited_s += time.monotonic() - asked
             yield batch
 
     def add(self, result: StepResult) -> None:
+        now = time.monotonic()
         self.last = result
-        self._losses.append(result.loss)
-        self._photos += result.num_photos
-        self._pairs += result.num_pos_pairs + result.num_neg_pairs
+        self._steps += 1
+        self._sums.loss += result.loss
+        self._sums.photos += result.num_photos
+        self._sums.pairs += result.num_pos_pairs + result.num_neg_pairs
+        self._sums.seconds += now - self._clock
+        self._clock = now
 
     def since_last_report(self) -> tuple[float, float, float]:
         """(photos per second, share of time spent waiting, mean loss) since the last call."""
-        now, (then, waited, photos, steps) = time.monotonic(), self._mark
-        self._mark = (now, self.waited, self._photos, len(self._losses))
+        sums, now, (then, waited, photos, loss, steps) = self._sums, time.monotonic(), self._reported
+        self._reported = (now, sums.waited_s, sums.photos, sums.loss, self._steps)
         seconds = max(now - then, 1e-9)
-        losses = self._losses[steps:] or self._losses[-1:]
-        return (self._photos - photos) / seconds, (self.waited - waited) / seconds, sum(losses) / len(losses)
+        mean_loss = (sums.loss - loss) / max(self._steps - steps, 1)
+        return (sums.photos - photos) / seconds, (sums.waited_s - waited) / seconds, mean_loss
 
     def figures(self) -> dict[str, float]:
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        steps = max(len(self._losses), 1)
+        sums, steps = self._sums, max(self._steps, 1)
+        seconds = max(sums.seconds, 1e-9)
         return {
-            "train/loss": sum(self._losses) / steps,
-            "train/pairs_per_step": self._pairs / steps,
+            "train/loss": sums.loss / steps,
+            "train/pairs_per_step": sums.pairs / steps,
             "train/lr": self.last.lr if self.last else 0.0,
-            "train/photos_per_s": self._photos / seconds,
-            "train/waiting_share": self.waited / seconds,
+            "train/photos_per_s": sums.photos / seconds,
+            "train/waiting_share": sums.waited_s / seconds,
             "seconds": seconds,
         }

@@ -17,6 +17,17 @@ Weights = dict[str, Tensor]
 
 
 @dataclass
+class EpochSums:
+    """Sums over the steps of an unfinished epoch, so that its figures are whole also after a restart."""
+
+    loss: float = 0.0
+    pairs: int = 0
+    photos: int = 0
+    seconds: float = 0.0
+    waited_s: float = 0.0
+
+
+@dataclass
 class Progress:
     """Where a run stands. `epoch` counts finished epochs, `step_in_epoch` steps of the unfinished one."""
 
@@ -28,6 +39,7 @@ class Progress:
     judged_without_gain: int = 0
     stopped: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
+    sums: EpochSums = field(default_factory=EpochSums)
 
 
 @dataclass
@@ -51,7 +63,8 @@ class Snapshot:
         """Raises CheckpointError when the bytes are damaged."""
         try:
             values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-            return cls(**{**values, "progress": Progress(**values["progress"])})
+            progress = {**values["progress"], "sums": EpochSums(**values["progress"].get("sums", {}))}
+            return cls(**{**values, "progress": Progress(**progress)})
         except Exception as error:  # torch raises a dozen kinds for damaged files
             raise CheckpointError(f"the training state is damaged and cannot be resumed: {error}") from None
 

@@ -42,7 +42,8 @@ class TrainStep:
     Attributes:
         model:       the prepared model; DistributedDataParallel when there are several ranks.
         loss:        (descriptors of the global batch, labels (B,)) -> terms.
-        micro_batch: photos per pass; None passes the batch in one go.
+        micro_batch: photos per pass; None passes the batch in one go. In parts the loss and its gradient are
+            those of the whole batch, except that BatchNorm normalises every part by itself.
     """
 
     model: nn.Module
@@ -69,10 +70,13 @@ class TrainStep:
                 "raise places_per_batch or leave out domains with one place"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        if self.micro_batch is None or len(images) <= self.micro_batch:
-            terms = self._in_one_pass(images, all_labels, counts)
-        else:
-            terms = self._in_parts(images, all_labels, counts, self.micro_batch)
+        # From the largest share, which all ranks know: each must pass as many parts as the others.
+        num_parts = 1 if self.micro_batch is None else math.ceil(max(counts) / self.micro_batch)
+        with _memory_explained(max(counts), self.micro_batch):
+            if num_parts == 1:
+                terms = self._in_one_pass(images, all_labels, counts)
+            else:
+                terms = self._in_parts(images, all_labels, counts, num_parts)
         lr = float(self.optimizer.param_groups[0]["lr"])
         self._update(moves=terms.total.requires_grad)
         return StepResult(
@@ -88,31 +92,48 @@ class TrainStep:
             self.scaler.scale(terms.total).backward()
         return terms
 
-    def _in_parts(self, images: Tensor, labels: Tensor, counts: list[int], size: int) -> LossTerms:
+    def _in_parts(self, images: Tensor, labels: Tensor, counts: list[int], num_parts: int) -> LossTerms:
         """Exact gradient of the whole batch in the memory of a part (Gao et al. 2021, "Scaling deep contrastive
         learning batch size under memory limited setup"): describe all parts without a graph, take the gradient of
-        the loss by descriptor, then pass each part again and hand that gradient on. BatchNorm sees parts."""
-        parts = images.split(size)
+        the loss by descriptor, then pass each part again and hand that gradient on. BatchNorm sees parts; dropout
+        drops the same in both passes.
+
+        Raises:
+            TrainingError: a rank has fewer photos than there are parts.
+        """
+        if min(counts) < num_parts:
+            raise TrainingError(
+                f"a worker has {min(counts)} photos of this batch, too few for the {num_parts} parts that another "
+                f"one with {max(counts)} needs: raise micro_batch or min_places_per_batch"
+            )
+        parts = images.tensor_split(num_parts)
+        seed = torch.initial_seed()
         with torch.no_grad(), _running_statistics_untouched(self.model):
-            described = [self._forward(part) for part in parts]
+            described = [self._forward_seeded(part, seed, number) for number, part in enumerate(parts)]
         leaves = Descriptors(*(_as_leaf(columns) for columns in zip(*described, strict=True)))
         terms = self.loss(_gathered(leaves, counts), labels)
         self._check(terms.total)
         if not terms.total.requires_grad:
             return terms
         self.scaler.scale(terms.total).backward()
-        gradients = [None if leaf is None else leaf.grad for leaf in leaves]
+        gradients = [
+            (None,) * num_parts if x is None or x.grad is None else x.grad.tensor_split(num_parts)
+            for x in leaves
+        ]
         for number, part in enumerate(parts):
-            own = slice(number * size, number * size + len(part))
-            with self._without_sync(number < len(parts) - 1):
-                outputs = self._forward(part)
+            with self._without_sync(number < num_parts - 1):
+                outputs = self._forward_seeded(part, seed, number)
                 pairs = [
-                    (x, g[own])
-                    for x, g in zip(outputs, gradients, strict=True)
-                    if x is not None and g is not None
+                    (output, of_parts[number])
+                    for output, of_parts in zip(outputs, gradients, strict=True)
+                    if output is not None and of_parts[number] is not None
                 ]
                 torch.autograd.backward([x for x, _ in pairs], [g.to(x.dtype) for x, g in pairs])
         return terms
+
+    def _forward_seeded(self, part: Tensor, seed: int, number: int) -> Descriptors:
+        torch.manual_seed((seed + number) % 2**63)
+        return self._forward(part)
 
     def _forward(self, images: Tensor) -> Descriptors:
         with autocast(self.precision, self.device):
@@ -144,6 +165,21 @@ class TrainStep:
                 f"{self.precision}; lower optimizer.lr, set optimizer.clip_norm or use fp32 (the last "
                 "checkpoint is kept)"
             )
+
+
+@contextlib.contextmanager
+def _memory_explained(photos: int, micro_batch: int | None) -> Iterator[None]:
+    """One sentence instead of an allocator's report."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        at_once = min(photos, micro_batch or photos)
+        raise TrainingError(
+            f"out of memory with {at_once} photos in one pass of a worker: set train.micro_batch to "
+            f"{max(2, at_once // 2)}, lower places_per_batch or add workers (the last checkpoint is kept)"
+        ) from None
 
 
 def _gathered(descriptors: Descriptors, counts: list[int]) -> Descriptors:

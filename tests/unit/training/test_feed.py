@@ -37,13 +37,13 @@ def _equal(a: Batches, b: Batches) -> bool:
 def test_an_epoch_shows_every_usable_place_once_with_k_photos(normalized: str) -> None:
     feed = PlacesFeed(normalized, _config())
     batches = list(feed.epoch(0))
-    assert len(batches) == feed.steps_per_epoch == 3, (
-        "6 places give 4 + 2, 5 places 4; a rest of one sits out"
+    assert len(batches) == feed.steps_per_epoch == 4, (
+        "6 places give 4 + 2, 5 places 3 + 2; a rest of one is evened out"
     )
     seen = torch.cat([labels for _, labels in batches])
     _, counts = torch.unique(seen, return_counts=True)
     assert set(counts.tolist()) == {4}
-    assert len(counts) == 10
+    assert len(counts) == 11
     assert (feed.num_places, feed.num_photos) == (11, 48)
     for images, labels in batches:
         assert images.shape == (len(labels), 3, 28, 28)

@@ -11,7 +11,7 @@ from placeray.errors import CheckpointError, TrainingError
 from placeray.losses import LossConfig, LossTerms, recipe_loss
 from placeray.model.selavpr import Descriptors
 from placeray.training.config import OptimizerConfig, TrainConfig, ValidationConfig
-from placeray.training.loop import FitResult, Silent, StepReport, fit
+from placeray.training.loop import FitResult, Silent, StepReport, _Run, fit
 from placeray.training.optimizer import build_optimizer, build_schedule
 from placeray.training.state import Snapshot, changing_weights, copied, load_changing
 from placeray.training.step import TrainStep
@@ -233,3 +233,78 @@ def test_validation_sets_need_different_names_and_a_known_favourite() -> None:
         ValidationConfig.model_validate({"sets": [item, item]})
     with pytest.raises(ValueError, match="none of the validation sets"):
         ValidationConfig.model_validate({"sets": [item], "best_by": "b"})
+
+
+@pytest.mark.parametrize(
+    "message", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory: you tried"]
+)
+def test_out_of_memory_is_one_sentence_with_what_to_do(message: str) -> None:
+    kind = torch.OutOfMemoryError if "CUDA" in message else RuntimeError
+
+    class Greedy(Tiny):
+        def forward(self, images: Tensor) -> Descriptors:
+            raise kind(message)
+
+    images, labels = next(iter(TinyFeed().epoch(0)))
+    with pytest.raises(
+        TrainingError, match=r"^out of memory with 18 photos in one pass.*train\.micro_batch to 9"
+    ):
+        _step(Greedy())(images, labels)
+    with pytest.raises(TrainingError, match=r"with 8 photos in one pass.*train\.micro_batch to 4"):
+        _step(Greedy(), micro_batch=8)(images, labels)
+
+
+def test_another_runtime_error_is_not_taken_for_a_lack_of_memory() -> None:
+    class Broken(Tiny):
+        def forward(self, images: Tensor) -> Descriptors:
+            raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        _step(Broken())(*next(iter(TinyFeed().epoch(0))))
+
+
+def test_a_batch_of_parts_drops_the_same_in_both_passes() -> None:
+    """Else the gradient belongs to other descriptors than those the loss has seen."""
+
+    class Remembering(Tiny):
+        def __init__(self) -> None:
+            super().__init__(with_norm=False)
+            self.dropout = nn.Dropout(0.5)
+            self.seen: list[Tensor] = []
+
+        def forward(self, images: Tensor) -> Descriptors:
+            found = super().forward(images)
+            assert found.float is not None
+            self.seen.append(found.float.detach())
+            return found
+
+    model = Remembering()
+    _step(model, micro_batch=6)(*next(iter(TinyFeed().epoch(0))))
+    assert len(model.seen) == 6
+    for first, second in zip(model.seen[:3], model.seen[3:], strict=True):
+        assert torch.equal(first, second)
+
+
+def test_the_gradient_scaler_is_part_of_a_snapshot() -> None:
+    """Its scale falls after an overflow; a restart at the first scale would overflow again."""
+    recorder = Recorder()
+    run = _Run(Tiny(), _loss, TinyFeed(), _config(), None, None, recorder, None, None)
+    run.step.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=True)
+    snapshot = Snapshot.from_bytes(run.snapshot().to_bytes())
+    assert snapshot.scaler["scale"] == 64.0
+    resumed = _Run(Tiny(), _loss, TinyFeed(), _config(), None, None, recorder, None, None)
+    resumed.step.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    resumed._resume(snapshot)
+    assert resumed.step.scaler.get_scale() == 64.0
+
+
+def test_the_figures_of_an_epoch_are_whole_after_a_restart_inside_it() -> None:
+    config, recorder = _config(checkpoint_every_steps=3), Recorder()
+    undisturbed = fit(Tiny(), _loss, TinyFeed(), config, listener=recorder)
+    inside = Snapshot.from_bytes(recorder.snapshots[0])
+    assert inside.progress.step_in_epoch == 3
+    resumed = fit(Tiny(), _loss, TinyFeed(), config, resume=inside)
+    for name in ("train/loss", "train/pairs_per_step", "train/lr"):
+        assert [row[name] for row in resumed.progress.history] == [
+            row[name] for row in undisturbed.progress.history
+        ]
