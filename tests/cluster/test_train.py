@@ -196,3 +196,16 @@ def test_the_hash_recipe_needs_a_start(folder: str) -> None:
 def test_data_that_is_not_finished_is_said(tmp_path: Path, folder: str) -> None:
     with pytest.raises(StorageError, match=r"manifest\.json"):
         identified(_spec(str(tmp_path), "x"))
+
+
+@pytest.mark.slow
+def test_what_one_of_two_workers_says_ends_the_run_instead_of_being_repeated(
+    ray_session: Any, folder: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A restart frees the other worker from the collective it waits in; it must not train again."""
+    two = WorkersConfig(num_workers=2, cpus_per_worker=0.5, torch_threads=1, max_failures=3)
+    validation = {"sets": [{"name": "nowhere", "dataset": "nowhere"}]}
+    with pytest.raises(TrainingError, match=r"^validation set nowhere: .* has no nowhere/val"):
+        train(_spec(folder, "wrong-pair", validation=validation), two, Recorder())
+    said = [line for line in capfd.readouterr().err.splitlines() if "validation set nowhere" in line]
+    assert len(said) <= 2, "each of the two workers may say it once"

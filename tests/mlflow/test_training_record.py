@@ -57,8 +57,9 @@ def test_curves_show_what_the_history_holds() -> None:
     def drawn(history: list[dict[str, float]]) -> Any:
         return np.asarray(Image.open(io.BytesIO(curves(history))).convert("L"))
 
-    full, without_recall = drawn(HISTORY), drawn([HISTORY[0]])
-    assert full.size > without_recall.size, "a panel more for the recalls"
+    full = drawn(HISTORY)
+    two_sets = drawn([HISTORY[0], {**HISTORY[1], "pitts-val/float/recall_at_1": 0.4}])
+    assert two_sets.size > full.size, "a row more for the recalls of the second set"
     lower = drawn([HISTORY[0], {**HISTORY[1], "train/loss": 1.4}])
     assert not np.array_equal(full, lower)
 

@@ -99,9 +99,10 @@ class MultiConvAdapter(nn.Module):
 
         `reference` sets every convolution to the published constant, under which the channels of each
         reducing 1x1 layer start equal, get equal gradients and stay equal for ever. `small` draws noise of that
-        size and `random` keeps torch's own start; under both the channels come apart (a purposeful difference
-        from the reference). From `reference` and `small` the convolutions start almost silent, because batch
-        norm's eps (1e-3) is far above the variance of what they give.
+        size and `random`, the default, keeps torch's own start; under both the channels come apart (a purposeful
+        difference from the reference: docs/results/training.md has ranks and recalls of all three). From
+        `reference` and `small` the convolutions start almost silent, because batch norm's eps (1e-3) is far above
+        the variance of what they give.
         """
         nn.init.trunc_normal_(self.down.weight, std=0.02)
         nn.init.zeros_(self.down.bias)

@@ -36,9 +36,9 @@ class ModelConfig(Config):
         description="width inside the adapters; null: half the backbone's width, as published",
     )
     conv_start: ConvStart = Field(
-        default="reference",
-        description="start of the adapter convolutions: the published constant 1e-5, noise of that size, or "
-        "torch's own random start",
+        default="random",
+        description="start of the adapter convolutions: torch's own random start, the published constant 1e-5 "
+        "(reference), or noise of that size (small); docs/results/training.md compares them",
     )
     seed: int = Field(default=0, description="seed of the trainable weights")
 

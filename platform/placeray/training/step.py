@@ -117,8 +117,8 @@ class TrainStep:
             return terms
         self.scaler.scale(terms.total).backward()
         gradients = [
-            (None,) * num_parts if x is None or x.grad is None else x.grad.tensor_split(num_parts)
-            for x in leaves
+            None if leaf is None or leaf.grad is None else leaf.grad.tensor_split(num_parts)
+            for leaf in leaves
         ]
         for number, part in enumerate(parts):
             with self._without_sync(number < num_parts - 1):
@@ -126,7 +126,7 @@ class TrainStep:
                 pairs = [
                     (output, of_parts[number])
                     for output, of_parts in zip(outputs, gradients, strict=True)
-                    if output is not None and of_parts[number] is not None
+                    if output is not None and of_parts is not None
                 ]
                 torch.autograd.backward([x for x, _ in pairs], [g.to(x.dtype) for x, g in pairs])
         return terms
