@@ -21,7 +21,8 @@ from placeray.sweep.ledger import Trial
 from placeray.sweep.objectives import recall_at_1
 from placeray.sweep.words import short_value
 from placeray.tracking.code_version import code_version
-from placeray.tracking.runs import Run, resolved_uri, tracked_run
+from placeray.tracking.runs import Run, tracked_run
+from placeray.tracking.store import resolved_uri
 from placeray.training.progress import epoch_metrics
 
 if TYPE_CHECKING:

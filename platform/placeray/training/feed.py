@@ -9,7 +9,7 @@ pixel is decoded; a JPEG is decoded at the smallest scale that still covers the 
 import queue
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random
@@ -56,7 +56,7 @@ class PlacesFeed:
         self._first_label = {domain.file: int(start) for domain, start in zip(domains, starts, strict=False)}
         usable = usable_places(self._places, config.photos_per_place, config.min_places_per_batch)
         dataset_of = {domain.file: domain.dataset for domain in domains}
-        self.data_sets = Counter(dataset_of[place.domain_file] for place in usable)
+        self.data_sets: Mapping[str, int] = Counter(dataset_of[place.domain_file] for place in usable)
         self.num_places = len(usable)
         self.num_photos = sum(place.num_photos for place in usable)
         if config.min_places_per_batch < world_size():

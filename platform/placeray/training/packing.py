@@ -154,7 +154,7 @@ class _SeatFeed(RunFeed):
     def __init__(self, batches: _Batches, seat: Seat, step_seconds: list[float]) -> None:
         self._batches, self._seat, self._step_seconds = batches, seat, step_seconds
         self.num_places, self.num_photos = batches.feed.num_places, batches.feed.num_photos
-        self.fingerprint = batches.feed.fingerprint
+        self.data_sets, self.fingerprint = batches.feed.data_sets, batches.feed.fingerprint
 
     @property
     def steps_per_epoch(self) -> int:

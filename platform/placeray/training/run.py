@@ -1,7 +1,7 @@
 """One training run from normalized data to a checkpoint folder, in this process: what every worker executes."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -62,6 +62,7 @@ class RunFeed(Feed, Protocol):
 
     num_places: int
     num_photos: int
+    data_sets: Mapping[str, int]
     fingerprint: str
 
 
@@ -174,7 +175,7 @@ def _same_backbone(spec: RunSpec, found: ModelConfig) -> None:
         raise ConfigError(f"start_from {spec.start_from} has another backbone (found, asked for): {differ}")
 
 
-def _card(spec: RunSpec, started_from: str | None, feed: PlacesFeed, result: FitResult) -> dict[str, Any]:
+def _card(spec: RunSpec, started_from: str | None, feed: RunFeed, result: FitResult) -> dict[str, Any]:
     train = spec.train
     return {
         "preprocessing": train.preprocess.id,
