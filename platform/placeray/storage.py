@@ -67,13 +67,25 @@ def exists(uri: str) -> bool:
         return bool(filesystem.exists(path))
 
 
+def is_file(uri: str) -> bool:
+    """Whether there is a file (an object) of exactly this name."""
+    full = resolve(uri)
+    if not is_remote(full):
+        return os.path.isfile(full)
+    filesystem, path = _open_filesystem(uri)
+    with _explained(uri):
+        return bool(filesystem.isfile(path))
+
+
 def list_files(root: str, suffix: str = "") -> list[str]:
-    """All files below `root` whose name ends with `suffix`, full uris, sorted.
+    """All files below `root` whose name ends with `suffix`, full uris, sorted; a file is its own only one.
 
     Raises:
         StorageError: `root` is not there.
     """
     full = resolve(root)
+    if is_file(full):
+        return [full] if full.endswith(suffix) else []
     names = (name for folder in walk_files(root) for name in folder if name.endswith(suffix))
     return sorted(join(full, name) for name in names)
 

@@ -34,6 +34,8 @@ def test_round_trips(tmp_path: Path) -> None:
     assert storage.read_json(f"{root}/sub/c.json") == {"k": [1, None]}
     assert storage.read_table(f"{root}/sub/d.parquet").equals(table)
     assert storage.list_files(root, ".json") == [f"{root}/sub/c.json"]
+    assert storage.list_files(f"{root}/sub/c.json") == [f"{root}/sub/c.json"]
+    assert storage.list_files(f"{root}/sub/c.json", ".txt") == []
     assert storage.size(f"{root}/a.bin") == 2
 
 
