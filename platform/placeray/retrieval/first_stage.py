@@ -1,8 +1,8 @@
 """Stage 1: the exact Hamming top-S of every query over all codes of a map, row ranges split over threads.
 
-One query by faiss uses one core however many there are, so the rows are split, not the queries. Small batches
-scan with faiss, batches of 16 and more over many rows with the query-blocked scan of `popcount_scan`; both
-are exact and return the same candidates in the same order, ties by global row.
+One query by faiss uses one core however many there are, so the rows are split, not the queries. One to three queries
+are scanned by faiss, larger batches over many rows block by block (`popcount_scan`); all ways are exact and return the
+same candidates in the same order, ties by global row.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from placeray.retrieval import popcount_scan
 from placeray.retrieval.codes import Bytes
@@ -21,9 +22,9 @@ Engine = Literal["auto", "faiss", "numba"]
 
 # Below this a thread costs more than it saves: half a millisecond of scanning.
 MIN_ROWS_PER_THREAD = 250_000
-# The compiled scan pays off from this batch size (measured), and from a map that is worth compiling it for (2
-# s once).
-MIN_BATCH_FOR_NUMBA = 16
+# The compiled scan pays off from this batch size (measured: 1.2 times faiss at 4, 2.2 times at 64), and from a map that
+# is worth loading the compiled code for (0.7 s once; 8 s the very first time).
+MIN_BATCH_FOR_BLOCKS = 4
 MIN_ROWS_FOR_NUMBA = 200_000
 # Candidates of this many queries are held at once: 1024 x 1000 x 8 bytes = 8 MB per row range.
 QUERIES_AT_ONCE = 1024
@@ -34,10 +35,11 @@ class CodeRange(NamedTuple):
 
     codes: Bytes  # (n, bits / 8) uint8
     first_row: int  # global row of codes[0]
+    allowed: NDArray[np.bool_] | None = None  # (n,) rows that may be returned; all when None
 
 
-# (range, queries (Q, bits / 8), size) -> (Q, size or fewer) keys
-Scan = Callable[[CodeRange, Bytes, int], Keys]
+# (ranges in row order, queries (Q, bits / 8), size) -> (Q, size) keys
+Scan = Callable[[Sequence[CodeRange], Bytes, int], Keys]
 
 
 def make_pool(num_threads: int) -> ThreadPoolExecutor:
@@ -66,57 +68,98 @@ def search_codes(
     Returns:
         (Q, size) keys of `merge`, ascending, padded with NOBODY.
     """
-    pieces = split_rows(ranges, num_threads)
+    pieces = split_rows(sorted(ranges, key=lambda piece: piece.first_row), num_threads)
     if not pieces or not len(queries):
         return np.full((len(queries), size), NOBODY, dtype=np.uint64)
-    scan = _choose(engine, len(queries), sum(len(piece.codes) for piece in pieces))
+    scan = _choose(engine, len(queries), pieces)
+    shares = share_out(pieces, num_threads)
     results = []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         some = np.ascontiguousarray(queries[start : start + QUERIES_AT_ONCE])
-        found = _scan_all(scan, pieces, some, size, pool)
-        results.append(best(found, size))
+        results.append(best(_scan_all(scan, shares, some, size, pool), size))
     return np.concatenate(results)
 
 
 def _scan_all(
-    scan: Scan, pieces: list[CodeRange], queries: Bytes, size: int, pool: ThreadPoolExecutor
+    scan: Scan, shares: list[list[CodeRange]], queries: Bytes, size: int, pool: ThreadPoolExecutor
 ) -> list[Keys]:
-    if len(pieces) > 1:
-        return list(pool.map(lambda piece: scan(piece, queries, size), pieces))
-    # Handing one piece to another thread would take as long as scanning 70,000 codes.
+    if len(shares) > 1:
+        return list(pool.map(lambda pieces: scan(pieces, queries, size), shares))
+    # Handing one share to another thread would take as long as scanning 70,000 codes.
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
-        return [scan(pieces[0], queries, size)]
+        return [scan(shares[0], queries, size)]
     finally:
         faiss.omp_set_num_threads(threads)
 
 
 def split_rows(ranges: Sequence[CodeRange], num_threads: int) -> list[CodeRange]:
-    """Cut ranges so that threads get about equal work; ranges are never joined, empty ones vanish."""
-    total = sum(len(piece.codes) for piece in ranges)
-    rows_per_piece = max(MIN_ROWS_PER_THREAD, -(-total // num_threads))
+    """Cut ranges so that threads can get about equal work; ranges are never joined, empty ones vanish."""
+    rows_per_piece = max(MIN_ROWS_PER_THREAD, -(-_num_rows(ranges) // num_threads))
     pieces = []
-    for codes, first_row in ranges:
+    for codes, first_row, allowed in ranges:
         num_pieces = -(-len(codes) // rows_per_piece)
         edges = [len(codes) * i // num_pieces for i in range(num_pieces + 1)] if num_pieces else [0]
-        pieces += [CodeRange(codes[a:b], first_row + a) for a, b in pairwise(edges)]
+        pieces += [
+            CodeRange(codes[a:b], first_row + a, None if allowed is None else allowed[a:b])
+            for a, b in pairwise(edges)
+        ]
     return pieces
 
 
-def _choose(engine: Engine, num_queries: int, num_rows: int) -> Scan:
-    large = num_queries >= MIN_BATCH_FOR_NUMBA and num_rows >= MIN_ROWS_FOR_NUMBA
-    if engine == "numba" or (engine == "auto" and large and popcount_scan.available()):
-        return _scan_numba
-    return _scan_faiss
+def share_out(pieces: Sequence[CodeRange], num_threads: int) -> list[list[CodeRange]]:
+    """One run of neighbouring pieces for each thread, of about equal rows; no share is empty."""
+    num_shares = min(num_threads, max(1, -(-_num_rows(pieces) // MIN_ROWS_PER_THREAD)))
+    rows_per_share = _num_rows(pieces) / num_shares
+    shares: list[list[CodeRange]] = [[] for _ in range(num_shares)]
+    before = 0
+    for piece in pieces:
+        middle = before + len(piece.codes) / 2
+        shares[min(int(middle / rows_per_share), num_shares - 1)].append(piece)
+        before += len(piece.codes)
+    return [share for share in shares if share]
 
 
-def _scan_numba(piece: CodeRange, queries: Bytes, size: int) -> Keys:
-    return popcount_scan.scan(piece.codes, queries, min(size, len(piece.codes)), piece.first_row)
+def _num_rows(ranges: Sequence[CodeRange]) -> int:
+    return sum(len(piece.codes) for piece in ranges)
 
 
-def _scan_faiss(piece: CodeRange, queries: Bytes, size: int) -> Keys:
-    # faiss keeps the lowest rows among equal distances at the cut; a test guards it, its documentation does
-    # not say.
-    distances, rows = faiss.knn_hamming(queries, piece.codes, min(size, len(piece.codes)), variant="hc")
-    return distance_keys(distances, np.where(rows < 0, -1, rows + piece.first_row))
+def _choose(engine: Engine, num_queries: int, pieces: Sequence[CodeRange]) -> Scan:
+    if engine == "numba":
+        return _scan_blocks
+    if engine == "faiss" or _num_rows(pieces) < MIN_ROWS_FOR_NUMBA or not popcount_scan.available():
+        return _scan_faiss
+    if num_queries >= MIN_BATCH_FOR_BLOCKS:
+        return _scan_blocks
+    # faiss cannot leave rows out; copying the others would take ten times as long as scanning them.
+    masked = any(piece.allowed is not None for piece in pieces)
+    return _scan_by_row if masked else _scan_faiss
+
+
+def _scan_blocks(pieces: Sequence[CodeRange], queries: Bytes, size: int) -> Keys:
+    collector = popcount_scan.Collector(queries, size)
+    for codes, first_row, allowed in pieces:
+        collector.scan_blocks(codes, first_row, allowed)
+    return collector.keys()
+
+
+def _scan_by_row(pieces: Sequence[CodeRange], queries: Bytes, size: int) -> Keys:
+    collector = popcount_scan.Collector(queries, size)
+    for codes, first_row, allowed in pieces:
+        collector.scan(codes, first_row, allowed)
+    return collector.keys()
+
+
+def _scan_faiss(pieces: Sequence[CodeRange], queries: Bytes, size: int) -> Keys:
+    # faiss keeps the lowest rows among equal distances at the cut; a test guards it, its documentation does not say.
+    found = []
+    for codes, first_row, allowed in pieces:
+        kept = None if allowed is None else np.flatnonzero(allowed)
+        some = codes if kept is None else codes[kept]
+        if not len(some):
+            continue
+        distances, rows = faiss.knn_hamming(queries, some, min(size, len(some)), variant="hc")
+        local = rows if kept is None else np.where(rows < 0, -1, kept[rows])
+        found.append(distance_keys(distances, np.where(rows < 0, -1, local + first_row)))
+    return best(found, size) if found else np.full((len(queries), size), NOBODY, dtype=np.uint64)

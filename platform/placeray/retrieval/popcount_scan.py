@@ -1,124 +1,117 @@
-"""Hamming top-S of a batch of queries over one block of codes, compiled by numba; absent numba, there is no
-scan.
+"""Hamming scans by compiled loops (`kernels`), for arrays as the rest of the room has them.
 
-faiss scans the codes once per query. Here 64 codes at a time are turned word-major and meet every query of
-the batch while they are in the first-level cache, so the compiler emits eight-wide popcounts and the codes
-are read from memory once per batch. Measured against faiss 1.15 in `benchmarks/search.py`.
+faiss scans the codes once per query. Here a block of codes meets every query of the batch while it is in the
+first-level cache, so the codes are read from memory once per batch. Measured against faiss 1.15 in
+`benchmarks/search.py`. Where numba is absent nothing of this is available.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from types import ModuleType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from placeray.retrieval.codes import Bytes, as_words
 from placeray.retrieval.merge import NOBODY, Keys
 
-BLOCK_ROWS = 64
+Mask = NDArray[np.bool_]
+_NO_MASK: Mask = np.zeros(0, dtype=np.bool_)
+# Room to collect between two clean-ups: large against the histogram of distances that each of them costs.
+_ROOM = 1024
+# Codes are assigned to centroids this many at a time: their nibbles take 8 MB at 512 bits.
+_CODES_AT_ONCE = 65_536
 
 
 def available() -> bool:
     """Whether numba can be imported here."""
-    return _compiled() is not None
+    return _kernels() is not None
 
 
-def scan(codes: Bytes, queries: Bytes, size: int, first_row: int) -> Keys:
-    """The `size` nearest codes of each query, ties by row; releases the interpreter lock while it runs.
+class Collector:
+    """The best candidates of Q queries while pieces of a map are scanned one after another, by one thread."""
 
-    Args:
-        codes:     (n, bits / 8) uint8, C-contiguous; a memory map is fine.
-        queries:   (Q, bits / 8) uint8.
-        first_row: global row of codes[0].
+    def __init__(self, queries: Bytes, size: int) -> None:
+        """`queries` (Q, bits / 8) uint8 with bits a multiple of 64; `size` candidates are kept of each."""
+        compiled = _kernels()
+        assert compiled is not None, "numba is not installed; ask available() first"
+        self._kernels, self._size = compiled, size
+        self._queries = np.ascontiguousarray(queries)
+        self._words = as_words(self._queries)
+        num_bits = queries.shape[1] * 8
+        self._histogram = np.zeros(num_bits + 1, dtype=np.int64)
+        self._state = (
+            np.full((len(queries), size + max(size, _ROOM)), NOBODY, dtype=np.uint64),
+            np.zeros(len(queries), dtype=np.int64),
+            np.full(len(queries), num_bits + 1, dtype=np.uint64),
+        )
 
-    Returns:
-        (Q, size) keys of `merge`, ascending, padded with NOBODY.
-    """
-    compiled = _compiled()
+    def scan(self, codes: Bytes, first_row: int, allowed: Mask | None = None) -> None:
+        """All codes (n, bits / 8), row by row: for few queries. `allowed` (n,) says which rows count."""
+        self._kernels.scan_rows(
+            as_words(codes), 0, self._words, self._size, np.uint64(first_row), _mask(allowed), self._state,
+            self._histogram,
+        )  # fmt: skip
+
+    def scan_blocks(self, codes: Bytes, first_row: int, allowed: Mask | None = None) -> None:
+        """The same, block by block: for many queries."""
+        codes = np.ascontiguousarray(codes)
+        self._kernels.scan_blocks(
+            codes, as_words(codes), self._words, self._split, self._kernels.NIBBLE_TABLE,
+            self._kernels.scratch(codes.shape[1]), self._size, np.uint64(first_row), _mask(allowed), self._state,
+            self._histogram,
+        )  # fmt: skip
+
+    def scan_lists(
+        self,
+        codes: Bytes,
+        order: NDArray[np.uint32],
+        offsets: NDArray[np.uint32],
+        probes: NDArray[np.int32],
+        first_row: int,
+        allowed: Mask | None = None,
+    ) -> None:
+        """Only the inverted lists `probes` (Q, P) of a shard; see `lists.ShardLists` for the other arrays."""
+        self._kernels.scan_lists(
+            as_words(codes), order, offsets, probes, self._words, self._size, np.uint64(first_row),
+            _mask(allowed), self._state, self._histogram,
+        )  # fmt: skip
+
+    def keys(self) -> Keys:
+        """(Q, size) keys of `merge`, ascending, padded with NOBODY."""
+        self._kernels.finish(self._state, self._size, self._histogram)
+        return np.sort(self._state[0][:, : self._size], axis=1)
+
+    @functools.cached_property
+    def _split(self) -> NDArray[np.uint8]:
+        split: NDArray[np.uint8] = self._kernels.nibbles(self._queries)
+        return split
+
+
+def nearest(centroids: Bytes, codes: Bytes) -> NDArray[np.int32]:
+    """Number (n,) of the nearest of centroids (C, bits / 8) for each of codes (n, bits / 8), the first among equals."""
+    compiled = _kernels()
     assert compiled is not None, "numba is not installed; ask available() first"
-    # Room to collect between two clean-ups: large against the histogram of distances that each of them costs.
-    room = size + max(size, 1024)
-    candidates = np.full((len(queries), room), NOBODY, dtype=np.uint64)
-    compiled(as_words(codes), as_words(queries), size, np.uint64(first_row), candidates)
-    return np.sort(candidates[:, :size], axis=1)
+    missing = -len(centroids) % compiled.BLOCK
+    padded = np.ascontiguousarray(np.pad(centroids, ((0, missing), (0, 0)), mode="edge"))
+    found = np.zeros(len(codes), dtype=np.int32)
+    block = compiled.scratch(codes.shape[1])
+    for start in range(0, len(codes), _CODES_AT_ONCE):
+        some = np.ascontiguousarray(codes[start : start + _CODES_AT_ONCE])
+        compiled.nearest_of(
+            padded, as_words(padded), as_words(some), compiled.nibbles(some), compiled.NIBBLE_TABLE, block,
+            found[start : start + len(some)],
+        )  # fmt: skip
+    return found
+
+
+def _mask(allowed: Mask | None) -> Mask:
+    return _NO_MASK if allowed is None else allowed
 
 
 @functools.cache
-def _compiled() -> Callable[..., None] | None:
+def _kernels() -> ModuleType | None:
     try:
-        import numba
-        from llvmlite import ir
-        from numba import types
-        from numba.extending import intrinsic
+        from placeray.retrieval import kernels
     except ImportError:
         return None
-
-    @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-    def popcount(typing_context: Any, word: Any) -> Any:
-        def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-            return builder.ctpop(arguments[0])
-
-        return types.uint64(types.uint64), emit
-
-    @numba.njit(nogil=True)  # type: ignore[untyped-decorator, unused-ignore]
-    def keep_best(candidates: Any, count: int, size: int, histogram: Any) -> int:
-        """Move the `size` best to the front, equal distances in row order; returns the distance to beat."""
-        histogram[:] = 0
-        for i in range(count):
-            histogram[candidates[i] >> np.uint64(32)] += 1
-        limit, below = 0, 0
-        while below + histogram[limit] < size:
-            below += histogram[limit]
-            limit += 1
-        ties, kept = size - below, 0
-        for i in range(count):
-            distance = np.int64(candidates[i] >> np.uint64(32))
-            if distance < limit or (distance == limit and ties > 0):
-                ties -= distance == limit
-                candidates[kept] = candidates[i]
-                kept += 1
-        candidates[size:] = NOBODY
-        return limit
-
-    @numba.njit(nogil=True)  # type: ignore[untyped-decorator, unused-ignore]
-    def compiled(codes: Any, queries: Any, size: int, first_row: Any, candidates: Any) -> None:
-        num_words, room = codes.shape[1], candidates.shape[1]
-        histogram = np.zeros(num_words * 64 + 1, dtype=np.int64)
-        counts = np.zeros(len(queries), dtype=np.int64)
-        to_beat = np.full(len(queries), num_words * 64 + 1, dtype=np.uint64)
-        block = np.zeros((num_words, BLOCK_ROWS), dtype=np.uint64)
-        distance = np.zeros(BLOCK_ROWS, dtype=np.uint64)
-        for start in range(0, len(codes), BLOCK_ROWS):
-            rows = min(BLOCK_ROWS, len(codes) - start)
-            for j in range(rows):
-                for w in range(num_words):
-                    block[w, j] = codes[start + j, w]
-            for q in range(len(queries)):
-                distance[:] = np.uint64(0)
-                for w in range(num_words):
-                    word = queries[q, w]
-                    for j in range(BLOCK_ROWS):
-                        distance[j] += popcount(block[w, j] ^ word)
-                # The difference borrows into the top bit where a distance is below the one to beat; this loop
-                # becomes eight-wide instructions, a running minimum does not (it then costs half of the
-                # scan).
-                borrows, limit = np.uint64(0), to_beat[q]
-                for j in range(rows):
-                    borrows |= distance[j] - limit
-                if borrows >> np.uint64(63) == np.uint64(0):
-                    continue
-                for j in range(rows):
-                    if distance[j] < to_beat[q]:
-                        candidates[q, counts[q]] = (distance[j] << np.uint64(32)) | (
-                            first_row + np.uint64(start + j)
-                        )
-                        counts[q] += 1
-                        if counts[q] == room:
-                            to_beat[q] = keep_best(candidates[q], counts[q], size, histogram)
-                            counts[q] = size
-        for q in range(len(queries)):
-            if counts[q] > size:
-                keep_best(candidates[q], counts[q], size, histogram)
-
-    result: Callable[..., None] = compiled
-    return result
+    return kernels

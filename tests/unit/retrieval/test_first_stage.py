@@ -25,11 +25,15 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield threads
 
 
-def search_slowly(codes: Any, queries: Any, size: int) -> list[list[tuple[int, int]]]:
-    """(distance, row) of the `size` best rows of each query, padded with (-1, -1)."""
+def search_slowly(codes: Any, queries: Any, size: int, allowed: Any = None) -> list[list[tuple[int, int]]]:
+    """(distance, row) of the `size` best allowed rows of each query, padded with (-1, -1)."""
     answers = []
     for query in queries:
-        found = sorted((int(np.unpackbits(code ^ query).sum()), row) for row, code in enumerate(codes))[:size]
+        found = sorted(
+            (int(np.unpackbits(code ^ query).sum()), row)
+            for row, code in enumerate(codes)
+            if allowed is None or allowed[row]
+        )[:size]
         answers.append(found + [(-1, -1)] * (size - len(found)))
     return answers
 
@@ -51,18 +55,71 @@ def answers_of(keys: Any) -> list[list[tuple[int, int]]]:
     size=st.integers(1, 60),
     tied=st.booleans(),
     cuts=st.lists(st.integers(0, 200), max_size=4),
+    share_allowed=st.sampled_from([None, 0.0, 0.1, 0.9]),
 )
 def test_equals_the_twin(
-    pool: ThreadPoolExecutor, draw_tied: Make, draw_random: Make, engine: Engine,
-    seed: int, count: int, words: int, num_queries: int, size: int, tied: bool, cuts: list[int],
+    pool: ThreadPoolExecutor, draw_tied: Make, draw_random: Make, engine: Engine, seed: int, count: int, words: int,
+    num_queries: int, size: int, tied: bool, cuts: list[int], share_allowed: float | None,
 ) -> None:  # fmt: skip
     rng = np.random.default_rng(seed)
     codes, _ = (draw_tied if tied else draw_random)(rng, count, words * 64, 2)
     queries, _ = (draw_tied if tied else draw_random)(rng, num_queries, words * 64, 2)
     edges = [0, *sorted(min(cut, count) for cut in cuts), count]
-    ranges = [CodeRange(codes[a:b], a) for a, b in pairwise(edges)]
-    found = search_codes(ranges, queries, size, pool=pool, num_threads=3, engine=engine)
-    assert answers_of(found) == search_slowly(codes, queries, size)
+    allowed = None if share_allowed is None else rng.random(count) < share_allowed
+    masks = [None if allowed is None else allowed[a:b] for a, b in pairwise(edges)]
+    ranges = [CodeRange(codes[a:b], a, mask) for (a, b), mask in zip(pairwise(edges), masks, strict=True)]
+    found = search_codes(ranges[::-1], queries, size, pool=pool, num_threads=3, engine=engine)
+    assert answers_of(found) == search_slowly(codes, queries, size, allowed)
+
+
+@pytest.mark.parametrize("words", [1, 3, 8, 20])
+@pytest.mark.parametrize("masked", [False, True])
+def test_all_ways_agree_on_many_blocks(draw_random: Make, words: int, masked: bool) -> None:
+    """Several full blocks and a rest, over two pieces of one collector, row by row and block by block."""
+    rng = np.random.default_rng(words)
+    codes, _ = draw_random(rng, 1000, words * 64, 2)
+    queries, _ = draw_random(rng, 5, words * 64, 2)
+    allowed = rng.random(1000) < 0.3 if masked else None
+    expected = search_slowly(codes, queries, 33, allowed)
+    for way in ("scan", "scan_blocks"):
+        collector = popcount_scan.Collector(queries, 33)
+        for some in (slice(0, 450), slice(450, 1000)):
+            getattr(collector, way)(codes[some], some.start, None if allowed is None else allowed[some])
+        assert answers_of(collector.keys()) == expected, way
+
+
+def test_both_ways_to_compare_a_block_are_right(draw_random: Make) -> None:
+    """Whichever this processor does not use is tried too, where it can be."""
+    kernels = pytest.importorskip("placeray.retrieval.kernels")
+    codes, _ = draw_random(np.random.default_rng(3), kernels.BLOCK, 192, 2)
+    queries, _ = draw_random(np.random.default_rng(4), 3, 192, 2)
+    words, split = codes.view(np.uint64), kernels.nibbles(queries)
+    expected = hamming(queries, codes)
+    distances = np.zeros(kernels.BLOCK, dtype=np.uint16)
+    by_words = np.zeros((3, kernels.BLOCK), dtype=np.uint64)
+    kernels.turn_words(codes, words, 0, by_words)
+    for q, query in enumerate(queries.view(np.uint64)):
+        smallest = kernels.count_block(by_words, query, split[q], kernels.NIBBLE_TABLE, distances)
+        assert distances.tolist() == expected[q].tolist()
+        assert smallest == expected[q].min()
+    if not kernels.can_look_up():
+        pytest.skip("this processor has no 32-byte shuffle")
+    by_nibbles = np.zeros((48, kernels.BLOCK), dtype=np.uint8)
+    kernels.split_nibbles(codes, words, 0, by_nibbles)
+    assert (by_nibbles[0::2] | by_nibbles[1::2] << 4 == codes.T).all()
+    for q, query in enumerate(queries.view(np.uint64)):
+        smallest = kernels.look_up(by_nibbles, query, split[q], kernels.NIBBLE_TABLE, distances)
+        assert distances.tolist() == expected[q].tolist()
+        assert smallest == expected[q].min()
+
+
+def test_the_nearest_centroid_is_the_first_among_equals(draw_tied: Make, draw_random: Make) -> None:
+    rng = np.random.default_rng(5)
+    for draw, count in ((draw_tied, 300), (draw_random, 130), (draw_random, 1)):
+        centroids, _ = draw(rng, count, 128, 2)
+        codes, _ = draw(rng, 500, 128, 2)
+        expected = hamming(codes, centroids).argmin(axis=1)
+        np.testing.assert_array_equal(popcount_scan.nearest(centroids, codes), expected)
 
 
 def test_the_compiled_scan_cleans_up_among_ties() -> None:
@@ -74,7 +131,9 @@ def test_the_compiled_scan_cleans_up_among_ties() -> None:
     queries = np.zeros((2, 8), dtype=np.uint8)
     distance = hamming(queries, codes)[0]
     expected = np.lexsort((np.arange(30_000), distance))[:77]
-    found = popcount_scan.scan(codes, queries, 77, first_row=5)
+    collector = popcount_scan.Collector(queries, 77)
+    collector.scan_blocks(codes, first_row=5)
+    found = collector.keys()
     np.testing.assert_array_equal(rows_of(found)[1], expected + 5)
     np.testing.assert_array_equal(distances_of(found)[1], distance[expected])
 
@@ -90,9 +149,9 @@ def test_large_batches_and_missing_numba(
     ranges = [CodeRange(codes, 0)]
     called = []
     monkeypatch.setattr(
-        popcount_scan,
-        "scan",
-        lambda *args, real=popcount_scan.scan: called.append(len(args[1])) or real(*args),
+        first_stage,
+        "_scan_blocks",
+        lambda *args, real=first_stage._scan_blocks: called.append(len(args[1])) or real(*args),
     )
     with_numba = search_codes(ranges, codes[:25], 9, pool=pool, num_threads=2)
     assert sorted(called) == [5, 5, 10, 10, 10, 10]
