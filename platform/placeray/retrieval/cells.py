@@ -26,7 +26,13 @@ def hilbert_cells(
     known = np.isfinite(lat) & np.isfinite(lon)
     x = _grid((np.where(known, lon, 0.0) + 180.0) / 360.0, side)
     y = _grid((np.where(known, lat, 0.0) + 90.0) / 180.0, side)
-    cells = np.zeros(len(lat), dtype=np.int64)
+    return np.where(known, curve_cells(x, y, level).astype(np.uint64), NO_POSITION)
+
+
+def curve_cells(x: NDArray[np.int64], y: NDArray[np.int64], level: int) -> NDArray[np.int64]:
+    """Numbers (N,) along the curve of grid columns x and rows y (N,), each in [0, 2**level)."""
+    side = 1 << level
+    cells = np.zeros(len(x), dtype=np.int64)
     step = side >> 1
     while step:
         right = (x & step) > 0
@@ -37,7 +43,7 @@ def hilbert_cells(
         x, y = np.where(mirror, side - 1 - x, x), np.where(mirror, side - 1 - y, y)
         x, y = np.where(upper, x, y), np.where(upper, y, x)
         step >>= 1
-    return np.where(known, cells.astype(np.uint64), NO_POSITION)
+    return cells
 
 
 def _grid(fraction: NDArray[np.float64], side: int) -> NDArray[np.int64]:

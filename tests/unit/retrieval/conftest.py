@@ -25,15 +25,19 @@ def write_descriptors(
     *,
     lat: Any = None,
     lon: Any = None,
+    more: dict[str, list[Any]] | None = None,
     num_files: int = 1,
     model_id: str = MODEL_ID,
 ) -> str:
-    """A finished descriptors folder: photo i is called `photo-<i>` and lies at (lat[i], lon[i])."""
+    """A finished descriptors folder: photo i is called `photo-<i>` and lies at (lat[i], lon[i]).
+
+    `more` has values of further columns, such as heading_deg.
+    """
     count = len(codes) if codes is not None else len(floats)
     dim = 0 if floats is None else floats.shape[1]
     files = []
     for number, rows in enumerate(np.array_split(np.arange(count), num_files)):
-        table = _table(rows, codes, floats, lat, lon, dim)
+        table = _table(rows, codes, floats, lat, lon, dim, more or {})
         name = f"part/{number}.parquet"
         storage.write_table(storage.join(root, name), table, row_group_size=7)
         data = storage.read_bytes(storage.join(root, name))
@@ -51,7 +55,9 @@ def write_descriptors(
     return root
 
 
-def _table(rows: Any, codes: Any, floats: Any, lat: Any, lon: Any, dim: int) -> pa.Table:
+def _table(
+    rows: Any, codes: Any, floats: Any, lat: Any, lon: Any, dim: int, more: dict[str, list[Any]]
+) -> pa.Table:
     schema = table_schema("descriptors/v1", {"descriptor": dim})
     columns: dict[str, Any] = {name: [None] * len(rows) for name in schema.names}
     columns["image_id"] = [f"photo-{row:06d}" for row in rows]
@@ -59,6 +65,8 @@ def _table(rows: Any, codes: Any, floats: Any, lat: Any, lon: Any, dim: int) -> 
     for name, values in (("lat", lat), ("lon", lon)):
         if values is not None:
             columns[name] = [None if np.isnan(values[row]) else float(values[row]) for row in rows]
+    for name, values in more.items():
+        columns[name] = [values[row] for row in rows]
     if codes is not None:
         columns["code"] = [codes[row].tobytes() for row in rows]
     if floats is not None:

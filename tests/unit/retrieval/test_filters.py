@@ -1,0 +1,238 @@
+"""A filtered search answers like a search of the photos that fulfil the filter, found by looking at each of them."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from placeray.errors import MapError
+from placeray.geo import EARTH_RADIUS_M
+from placeray.retrieval.cells import hilbert_cells
+from placeray.retrieval.filters import Box, Circle, Filter, Polygon, select
+from placeray.retrieval.place_map import PlaceMap
+
+Make = Callable[..., Any]
+MONTHS = ["2015", "2016", "2016-03", "2016-06-30", "2016-06-30T12", "2017-01", None]
+
+
+def metres(lat1: float, lon1: float, lat2: float, lon2: float) -> float:
+    """Between two positions on the sphere, by the angle between their unit vectors."""
+
+    def unit(lat: float, lon: float) -> tuple[float, float, float]:
+        lat, lon = math.radians(lat), math.radians(lon)
+        return math.cos(lat) * math.cos(lon), math.cos(lat) * math.sin(lon), math.sin(lat)
+
+    chord = math.dist(unit(lat1, lon1), unit(lat2, lon2))
+    return 2 * EARTH_RADIUS_M * math.asin(min(chord / 2, 1.0))
+
+
+def fulfils(photo: dict[str, Any], wanted: Filter) -> bool:
+    """The filter, one photo at a time."""
+    area = wanted.area
+    if area is not None:
+        if photo["lat"] is None:
+            return False
+        if isinstance(area, Circle):
+            if metres(photo["lat"], photo["lon"], area.lat, area.lon) > area.radius_m:
+                return False
+        elif isinstance(area, Box):
+            west_of_east = photo["lon"] <= area.east
+            east_of_west = photo["lon"] >= area.west
+            across = (
+                (west_of_east or east_of_west) if area.west > area.east else (west_of_east and east_of_west)
+            )
+            if not (across and area.south <= photo["lat"] <= area.north):
+                return False
+    if wanted.heading_deg is not None:
+        if photo["heading_deg"] is None:
+            return False
+        turn = abs(photo["heading_deg"] - wanted.heading_deg) % 360
+        if min(turn, 360 - turn) > wanted.heading_tolerance_deg:
+            return False
+    when = photo["captured"]
+    if (wanted.captured_from or wanted.captured_to) and when is None:
+        return False
+    if wanted.captured_from and first_moment(when) < first_moment(wanted.captured_from):
+        return False
+    return not (wanted.captured_to and last_moment(when) > last_moment(wanted.captured_to))
+
+
+def first_moment(text: str) -> str:
+    return text + "0000-01-01T00:00:00"[len(text) :]
+
+
+def last_moment(text: str) -> str:
+    return text + "9999-12-31T23:59:59"[len(text) :]
+
+
+def draw_photos(
+    rng: np.random.Generator, count: int, lat: float, lon: float, spread: float
+) -> dict[str, list[Any]]:
+    around = lon + rng.normal(0, spread, count) / max(math.cos(math.radians(lat)), 0.05)
+    photos: dict[str, list[Any]] = {
+        "lat": np.clip(lat + rng.normal(0, spread, count), -90, 90).tolist(),
+        "lon": ((around + 180) % 360 - 180).tolist(),
+        "heading_deg": [None if rng.random() < 0.1 else float(rng.integers(0, 360)) for _ in range(count)],
+        "captured": [MONTHS[rng.integers(0, len(MONTHS))] for _ in range(count)],
+    }
+    for row in np.flatnonzero(rng.random(count) < 0.1):
+        photos["lat"][row] = photos["lon"][row] = None
+    return photos
+
+
+@st.composite
+def filters(draw: st.DrawFn, lat: float, lon: float, spread: float) -> Filter:
+    def near(value: float) -> Any:
+        return st.floats(value - 2 * spread, value + 2 * spread)
+
+    def wrapped(value: float) -> float:
+        return (value + 180) % 360 - 180
+
+    kind = draw(st.sampled_from(["none", "circle", "box"]))
+    area: Circle | Box | None = None
+    if kind == "circle":
+        radius = draw(st.floats(1.0, spread * 300_000))
+        area = Circle(lat=max(-90, min(90, draw(near(lat)))), lon=wrapped(draw(near(lon))), radius_m=radius)
+    elif kind == "box":
+        south, north = sorted((max(-90, min(90, draw(near(lat)))), max(-90, min(90, draw(near(lat))))))
+        west, east = sorted((draw(near(lon)), draw(near(lon))))
+        area = Box(west=wrapped(west), south=south, east=wrapped(east), north=north)
+    return Filter(
+        area=area,
+        heading_deg=draw(st.none() | st.floats(0, 359)),
+        heading_tolerance_deg=draw(st.floats(0, 180)),
+        captured_from=draw(st.sampled_from([None, None, "2016", "2016-06"])),
+        captured_to=draw(st.sampled_from([None, None, "2016-06", "2017"])),
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    data=st.data(),
+    seed=st.integers(0, 2**32 - 1),
+    where=st.sampled_from([(40.0, -80.0), (-33.9, 179.99), (0.0, 0.0), (69.6, -179.995), (89.7, 20.0)]),
+    spread=st.sampled_from([1e-4, 0.01, 0.5]),
+)
+def test_the_rows_are_those_that_fulfil_the_filter(
+    data: st.DataObject, seed: int, where: tuple[float, float], spread: float
+) -> None:
+    photos = draw_photos(np.random.default_rng(seed), 300, *where, spread)
+    table = pa.table({name: pa.array(values) for name, values in photos.items()})
+    positions = (table[name].to_numpy(zero_copy_only=False).astype(float) for name in ("lat", "lon"))
+    table = table.append_column("cell", pa.array(hilbert_cells(*positions))).sort_by("cell").combine_chunks()
+    wanted = data.draw(filters(*where, spread))
+    rows = [
+        row
+        for start, end, allowed in select(table, wanted)
+        for row in range(start, end)
+        if allowed is None or allowed[row - start]
+    ]
+    assert rows == [row for row, photo in enumerate(table.to_pylist()) if fulfils(photo, wanted)]
+
+
+def test_a_polygon_holds_what_lies_inside() -> None:
+    """An L: a corner of its box is outside. Against the union of its two boxes."""
+    rng = np.random.default_rng(0)
+    lat, lon = rng.uniform(10, 12, 5000), rng.uniform(20, 22, 5000)
+    table = (
+        pa.table({"lat": lat, "lon": lon, "cell": hilbert_cells(lat, lon)}).sort_by("cell").combine_chunks()
+    )
+    ell = Polygon(points=((10.5, 20.5), (10.5, 21.5), (11.0, 21.5), (11.0, 21.0), (11.5, 21.0), (11.5, 20.5)))
+    rows = [
+        row
+        for start, end, allowed in select(table, Filter(area=ell))
+        for row in range(start, end)
+        if allowed is None or allowed[row - start]
+    ]
+    inside = [
+        (10.5 < p["lat"] < 11 and 20.5 < p["lon"] < 21.5) or (10.5 < p["lat"] < 11.5 and 20.5 < p["lon"] < 21)
+        for p in table.to_pylist()
+    ]
+    assert rows == np.flatnonzero(inside).tolist()
+
+
+def test_a_filtered_search_equals_a_map_of_the_fulfilling_photos(
+    make_descriptors: Make, make_map: Make, draw_tied: Make
+) -> None:
+    """Any sharding, a filter for all or one for each query, two stages; nobody where nothing fulfils."""
+    rng = np.random.default_rng(1)
+    codes, floats = draw_tied(rng, 200, 64, 8)
+    photos = draw_photos(rng, 200, 47.0, 8.0, 0.01)
+    lat, lon = (np.array([np.nan if v is None else v for v in photos[name]]) for name in ("lat", "lon"))
+    more = {"heading_deg": photos["heading_deg"], "captured": photos["captured"]}
+    descriptors = make_descriptors(codes, floats, lat=lat, lon=lon, more=more)
+    each = [
+        Filter(area=Circle(lat=47.0, lon=8.0, radius_m=1000)),
+        Filter(heading_deg=350, heading_tolerance_deg=30),
+        Filter(area=Circle(lat=0.0, lon=0.0, radius_m=1000)),
+        Filter(captured_from="2016", captured_to="2016"),
+    ]
+    queries = rng.integers(0, 200, 4)
+    for rows_per_shard in (200, 67, 12):
+        with PlaceMap.open(make_map(descriptors, rows_per_shard=rows_per_shard)) as place_map:
+            table = place_map.rows().to_pylist()
+            names = [int(row["image_id"].removeprefix("photo-")) for row in table]
+            found = place_map.search(codes[queries], floats[queries], top_k=9, shortlist=30, within=each)
+            for q, wanted in enumerate(each):
+                kept = [row for row, photo in enumerate(table) if fulfils(photo, wanted)]
+                one = place_map.search(
+                    codes[queries[q : q + 1]],
+                    floats[queries[q : q + 1]],
+                    top_k=9,
+                    shortlist=30,
+                    within=wanted,
+                )
+                assert one.rows[0].tolist() == found.rows[q].tolist()
+                if not kept:
+                    assert found.rows[q].tolist() == [-1] * 9
+                    continue
+                part = make_descriptors(
+                    codes[[names[row] for row in kept]], floats[[names[row] for row in kept]]
+                )
+                with PlaceMap.open(make_map(part)) as small:
+                    alone = small.search(codes[queries], floats[queries], top_k=9, shortlist=30)
+                expected = [kept[row] if row >= 0 else -1 for row in alone.rows[q].tolist()]
+                assert found.rows[q].tolist() == expected
+                assert found.hamming[q].tolist() == alone.hamming[q].tolist()
+
+
+def test_what_cannot_be_filtered_is_refused(
+    make_descriptors: Make, make_map: Make, draw_random: Make
+) -> None:
+    codes, floats = draw_random(np.random.default_rng(2), 20, 64, 8)
+    wanted = Filter(area=Circle(lat=0, lon=0, radius_m=5))
+    with PlaceMap.open(make_map(make_descriptors(codes, floats))) as place_map:
+        with pytest.raises(MapError, match="2 filters for 3 queries"):
+            place_map.search(codes[:3], None, top_k=1, within=[wanted, wanted])
+        with pytest.raises(MapError, match="an exhaustive search takes no filter"):
+            place_map.search(None, floats[:1], top_k=1, exhaustive=True, within=wanted)
+        nobody = place_map.search(codes[:1], None, top_k=2, within=wanted)
+        assert nobody.rows.tolist() == [[-1, -1]]
+        assert place_map.search(codes[:1], None, top_k=1, within=Filter()).rows.tolist() == [[0]]
+    with pytest.raises(ValidationError, match="lies behind"):
+        Filter(captured_from="2017", captured_to="2016-12")
+
+
+def test_one_photo_of_each_panorama(make_descriptors: Make, make_map: Make, draw_random: Make) -> None:
+    codes, floats = draw_random(np.random.default_rng(3), 30, 64, 8)
+    panoramas = [None if row % 10 == 0 else f"pano-{row // 5}" for row in range(30)]
+    descriptors = make_descriptors(codes, floats, more={"panorama_id": panoramas})
+    with PlaceMap.open(make_map(descriptors, rows_per_shard=11)) as place_map:
+        everyone = place_map.search(codes[:4], floats[:4], top_k=30)
+        found = place_map.search(codes[:4], floats[:4], top_k=7, shortlist=30, one_per_panorama=True)
+        for q in range(4):
+            seen, expected = set(), []
+            for row in everyone.rows[q].tolist():
+                if panoramas[row] is None or panoramas[row] not in seen:
+                    expected.append(row)
+                    seen.add(panoramas[row])
+            assert found.rows[q].tolist() == expected[:7]
+        by_code = place_map.search(codes[:4], None, top_k=9, one_per_panorama=True)
+        assert (by_code.rows >= 0).all()
+        assert len({panoramas[row] or row for row in by_code.rows[0].tolist()}) == 9
