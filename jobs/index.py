@@ -18,7 +18,12 @@ def main() -> None:
     if job.checkpoint is not None:
         check_made_by(job.descriptors, model_id_of(job.checkpoint, job.tracking), job.checkpoint)
     report = build_index(
-        job.index, job.descriptors, job.output, num_workers=job.num_workers, num_cpus=job.cpus_per_worker
+        job.index,
+        job.descriptors,
+        job.output,
+        queries=job.queries,
+        num_workers=job.num_workers,
+        num_cpus=job.cpus_per_worker,
     )
     print(report.line())
 

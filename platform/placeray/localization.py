@@ -24,7 +24,8 @@ from placeray.geo import distance_m
 from placeray.model.checkpoint import LoadedModel
 from placeray.model.describe import EmbedConfig, describe
 from placeray.model.preprocess import PreprocessConfig, decode_to_input
-from placeray.retrieval.place_map import PlaceMap, SearchResult
+from placeray.retrieval.answers import SearchResult
+from placeray.retrieval.place_map import PlaceMap
 
 Floats = NDArray[np.float64]
 Photo = bytes | str | os.PathLike[str]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from placeray import storage
 from placeray.cluster.parts import Part, Report, run_parts
 from placeray.retrieval.build import build_shard, finished_shard, is_whole, shard_folder
+from placeray.retrieval.lists import is_finished
 from placeray.retrieval.manifest import (
     Manifest,
     compose,
@@ -18,6 +19,14 @@ from placeray.retrieval.manifest import (
     make_current,
     publish,
     read_map_manifest,
+)
+from placeray.retrieval.map_lists import (
+    build_lists,
+    calibrate,
+    learn_quantizer,
+    queries_of_descriptors,
+    wanted_lists,
+    with_lists,
 )
 from placeray.retrieval.plan import IndexConfig, build_key_of, plan_map
 
@@ -53,13 +62,32 @@ class ShardWriter:
         return build_shard(part, self._descriptors, self._output)
 
 
+class ListsWriter:
+    """The worker of its second half: one shard in, its inverted lists on disk."""
+
+    def __init__(self, output: str) -> None:
+        self._output = output
+
+    def __call__(self, part: Part) -> Report:
+        return {"path": build_lists(self._output, part["quantizer"], part["shard"])}
+
+
 def build_index(
-    config: IndexConfig, descriptors: str, output: str, *, num_workers: int = 2, num_cpus: float = 1.0
+    config: IndexConfig,
+    descriptors: str,
+    output: str,
+    *,
+    queries: str | None = None,
+    num_workers: int = 2,
+    num_cpus: float = 1.0,
 ) -> IndexReport:
     """Build the map of a finished descriptors folder, or a new version of it.
 
     Nothing is done when a version was built from the same descriptors with the same settings and all its files are
     there; it becomes the current one if it is not. Missing files are made again.
+
+    Args:
+        queries: descriptors of held-out queries that inverted lists are calibrated with; photos of the map when None.
 
     Raises:
         StorageError: the descriptors are not finished, or `output` is in an object store.
@@ -67,12 +95,12 @@ def build_index(
     """
     start = time.monotonic()
     descriptors, output = storage.resolve(descriptors), str(storage.local_path(output))
-    version = find_build(output, build_key_of(descriptors, config))
+    version = find_build(output, build_key_of(descriptors, config, queries))
     existing = None if version is None else read_map_manifest(output, version)
     if existing is not None and _is_whole(output, existing):
         make_current(output, existing["version"])
         return IndexReport(output, existing, 0, time.monotonic() - start, already_finished=True)
-    plan = plan_map(descriptors, config)
+    plan = plan_map(descriptors, config, queries)
     finished = {part["name"]: finished_shard(part, output) for part in plan["shards"]}
     shards = run_parts(
         plan["shards"],
@@ -84,14 +112,53 @@ def build_index(
         done=lambda part: finished[part["name"]],
         unit="photos",
     )
-    manifest = existing or publish(output, compose(plan, shards))
+    complete = compose(plan, shards)
+    num_lists = wanted_lists(config, complete)
+    if num_lists:
+        quantizer = learn_quantizer(output, complete, num_lists)
+        write_lists(output, complete, quantizer, num_workers=num_workers, num_cpus=num_cpus)
+        if existing is None:
+            asked = None if queries is None else queries_of_descriptors(queries, complete)
+            complete = with_lists(complete, quantizer, calibrate(output, complete, quantizer, config, asked))
+    manifest = existing or publish(output, complete)
     make_current(output, manifest["version"])
     built = sum(shard is None for shard in finished.values())
     return IndexReport(output, manifest, built, time.monotonic() - start, already_finished=False)
+
+
+def write_lists(
+    output: str, manifest: Manifest, quantizer: str, *, num_workers: int = 2, num_cpus: float = 1.0
+) -> None:
+    """Write the inverted lists of all shards that have none yet."""
+    parts = [
+        {
+            "name": entry["shard"]["shard_id"],
+            "rows": entry["shard"]["rows"],
+            "quantizer": quantizer,
+            "shard": entry["shard"],
+        }
+        for entry in manifest["shards"]
+    ]
+    folders = {
+        part["name"]: storage.local_path(storage.join(output, quantizer, part["name"])) for part in parts
+    }
+    run_parts(
+        parts,
+        ListsWriter,
+        {"output": output},
+        describe="lists",
+        num_workers=num_workers,
+        num_cpus=num_cpus,
+        done=lambda part: {} if is_finished(folders[part["name"]]) else None,
+        unit="photos",
+    )
 
 
 def _is_whole(output: str, manifest: Manifest) -> bool:
     return all(
         is_whole(shard_folder(output, entry["shard"]["shard_id"]), entry["shard"])
         for entry in manifest["shards"]
+    ) and all(
+        is_finished(storage.local_path(storage.join(output, path)))
+        for path in manifest["index"].get("files", [])
     )

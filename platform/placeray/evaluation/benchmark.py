@@ -34,7 +34,8 @@ from placeray.metrics import (
     recall_at_k,
     wilson_interval,
 )
-from placeray.retrieval.place_map import PlaceMap, SearchResult
+from placeray.retrieval.answers import SearchResult
+from placeray.retrieval.place_map import PlaceMap
 
 Rows = NDArray[np.int64]
 

@@ -20,6 +20,10 @@ class IndexJob(Config):
         min_length=1,
         description="folder of the map, on a local disk; other descriptors make a new version of it",
     )
+    queries: str | None = Field(
+        default=None,
+        description="descriptors of held-out queries to calibrate the lists with; null takes photos of the map",
+    )
     index: IndexConfig = Field(default=IndexConfig(), description="how the map is cut and stored")
     num_workers: int = Field(default=2, ge=1, description="Ray actors; each writes one shard at a time")
     cpus_per_worker: float = Field(default=1.0, gt=0, description="Ray CPUs of one of them")

@@ -163,15 +163,15 @@ class _Files:
     def close(self, table: pa.Table) -> None:
         """Flush everything to disk, with the records of the rows."""
         if self._codes is not None:
-            _write(self._folder / CODE_FILE, self._codes.data)
+            write_file(self._folder / CODE_FILE, self._codes.data)
         if self._map is not None:
             self._map.flush()
             if self._type == "int8":
-                _write(self._folder / SCALE_FILE, self._scales.data)
+                write_file(self._folder / SCALE_FILE, self._scales.data)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-        _write(self._folder / ROWS_FILE, sink.getvalue())
+        write_file(self._folder / ROWS_FILE, sink.getvalue())
 
 
 def _codes(table: pa.Table, code_bytes: int, uri: str) -> NDArray[np.uint8]:
@@ -215,7 +215,8 @@ def _in_order(records: list[tuple[pa.Table, NDArray[np.int64]]]) -> pa.Table:
     return table.append_column("cell", pa.array(cells_of(table))).cast(rows_schema())
 
 
-def _write(path: Path, data: Any) -> None:
+def write_file(path: Path, data: Any) -> None:
+    """Write and sync one file."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 
 from placeray import storage
 from placeray.errors import MapError
+from placeray.retrieval.answers import SearchResult, first_of_each
 from placeray.retrieval.build import rows_schema
 from placeray.retrieval.codes import Bytes, hamming
 from placeray.retrieval.exhaustive import search_exhaustive
+from placeray.retrieval.filters import Filter, select
 from placeray.retrieval.first_stage import CodeRange, Engine, make_pool, search_codes
 from placeray.retrieval.float_store import FloatStores
+from placeray.retrieval.inverted import InvertedLists
 from placeray.retrieval.manifest import Manifest, read_map_manifest
-from placeray.retrieval.merge import distances_of, rows_of
+from placeray.retrieval.merge import Keys, distances_of, rows_of
 from placeray.retrieval.queries import checked_queries
 from placeray.retrieval.rerank import rerank
 from placeray.retrieval.shard import Shard
@@ -29,14 +32,17 @@ from placeray.retrieval.shard import Shard
 Floats = NDArray[np.float32]
 
 
-class SearchResult(NamedTuple):
-    """The answers to Q queries, best first; `rows` number the photos of the map from 0."""
+Mode = Literal["auto", "exact", "ivf"]
 
-    rows: NDArray[np.int64]  # (Q, K), -1 where the map has no further photo
-    hamming: NDArray[np.int32]  # (Q, K) bits that differ, -1 for nobody and where no code was compared
-    similarity: Floats  # (Q, K) cosine of the float descriptors, NaN for nobody and where none was compared
-    # Milliseconds of the whole batch: first_stage, gather and rerank, or exhaustive; and total.
-    timings: dict[str, float]
+
+class _Stage(NamedTuple):
+    """How stage 1 of one call searches."""
+
+    size: int
+    lists: InvertedLists | None  # None: exact
+    nprobe: int | None
+    within: Filter | Sequence[Filter] | None
+    engine: Engine
 
 
 def default_shortlist(num_rows: int) -> int:
@@ -68,6 +74,7 @@ class PlaceMap:
             for shard, first_row in zip(self._shards, self._first_rows, strict=True)
             if shard.codes is not None
         ]
+        self._lists = self._open_lists()
         self.num_threads = num_threads or os.cpu_count() or 1
         self._pool: ThreadPoolExecutor = make_pool(self.num_threads)
 
@@ -147,6 +154,10 @@ class PlaceMap:
         top_k: int,
         shortlist: int | None = None,
         exhaustive: bool = False,
+        mode: Mode = "auto",
+        nprobe: int | None = None,
+        within: Filter | Sequence[Filter] | None = None,
+        one_per_panorama: bool = False,
         engine: Engine = "auto",
     ) -> SearchResult:
         """The `top_k` photos that resemble each query most.
@@ -160,7 +171,12 @@ class PlaceMap:
             codes:       (Q, code_bits / 8) uint8; may be None for an exhaustive search.
             descriptors: (Q, D) unit-length floats, or None.
             shortlist:   candidates of stage 1 that stage 2 orders; by the size of the map when None.
-            engine:      how stage 1 scans; all give the same answer.
+            mode:        how stage 1 searches: exact compares every code, ivf the lists nearest to the query, auto
+                is ivf where the map has lists and no filter is given.
+            nprobe:      lists of ivf; what the map was calibrated to when None.
+            within:      which photos may answer, for all queries or one for each; always exact.
+            one_per_panorama: answer with the best photo of each panorama only.
+            engine:      how an exact stage 1 scans; all give the same answer.
 
         Raises:
             MapError: the queries do not fit the map or what was asked for needs a branch that its model
@@ -175,14 +191,42 @@ class PlaceMap:
             descriptor_dim=self.descriptor_dim,
             where=self._where,
         )
+        filtered = isinstance(within, Sequence) or (within is not None and not within.is_empty)
         if exhaustive:
             assert descriptors is not None
-            result = self._search_exhaustive(codes, descriptors, top_k)
+            if filtered:
+                raise MapError("an exhaustive search takes no filter: search with codes and mode='exact'")
+            wanted = max(top_k, self._shortlist(top_k, shortlist)) if one_per_panorama else top_k
+            result = self._search_exhaustive(codes, descriptors, wanted)
         else:
             assert codes is not None
-            result = self._search_staged(codes, descriptors, top_k, shortlist, engine)
+            size = top_k
+            if descriptors is not None or one_per_panorama:
+                size = self._shortlist(top_k, shortlist)
+            stage = _Stage(
+                size, self._lists_for(mode, filtered), nprobe, within if filtered else None, engine
+            )
+            result = self._search_staged(codes, descriptors, size if one_per_panorama else top_k, stage)
+        if one_per_panorama:
+            result = first_of_each(
+                result, lambda rows: self.records(rows, ["panorama_id"])["panorama_id"], top_k
+            )
         result.timings["total"] = (time.perf_counter() - began) * 1e3
         return result
+
+    def rank_lists(self, lists: InvertedLists, codes: Bytes) -> NDArray[np.int32]:
+        """All lists (Q, L), the nearest to each of codes (Q, code_bits / 8) first."""
+        return lists.ranked(codes, len(lists), self._pool, self.num_threads)
+
+    def select(self, wanted: Filter) -> list[CodeRange]:
+        """The codes of all photos that fulfil a filter, in row order."""
+        chosen = []
+        for shard, (codes, first_row, live) in zip(self._shards, self._ranges, strict=True):
+            for start, end, allowed in select(shard.table, wanted):
+                if live is not None:
+                    allowed = live[start:end] if allowed is None else allowed & live[start:end]
+                chosen.append(CodeRange(codes[start:end], first_row + start, allowed))
+        return chosen
 
     def rows(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Who the photos are, in row order: the columns of descriptors/v1 but the vectors, and `cell`."""
@@ -208,20 +252,55 @@ class PlaceMap:
         by_shard = pa.concat_tables(pieces).combine_chunks()
         return by_shard.take(pa.array(np.argsort(order)))
 
-    def _search_staged(
-        self, codes: Bytes, descriptors: Floats | None, top_k: int, shortlist: int | None, engine: Engine
-    ) -> SearchResult:
-        size = top_k
-        if descriptors is not None:
-            size = max(top_k, default_shortlist(len(self))) if shortlist is None else shortlist
+    def _shortlist(self, top_k: int, shortlist: int | None) -> int:
+        size = max(top_k, default_shortlist(len(self))) if shortlist is None else shortlist
         if size < top_k:
             raise MapError(
                 f"shortlist={size} is smaller than top_k={top_k}: stage 2 can only return what stage 1 found"
             )
-        began = time.perf_counter()
-        keys = search_codes(
-            self._ranges, codes, size, pool=self._pool, num_threads=self.num_threads, engine=engine
+        return size
+
+    def _lists_for(self, mode: Mode, filtered: bool) -> InvertedLists | None:
+        """The lists that a search is to use, None for an exact one."""
+        if mode == "ivf" and self._lists is None:
+            raise MapError(
+                f"{self._where} has no inverted lists: search with mode='exact', or build it with index.lists"
+            )
+        if mode == "ivf" and filtered:
+            raise MapError("a filtered search is exact, it does not use lists: leave mode at 'auto'")
+        return None if mode == "exact" or filtered else self._lists
+
+    def _candidates(self, codes: Bytes, stage: "_Stage") -> Keys:
+        """Stage 1: (Q, size) keys."""
+        if stage.lists is not None:
+            nprobe = stage.nprobe or int(self.manifest["index"]["nprobe"])
+            allowed = [piece.allowed for piece in self._ranges]
+            return stage.lists.search(
+                codes, stage.size, nprobe, allowed=allowed, pool=self._pool, num_threads=self.num_threads
+            )
+        if stage.within is None or isinstance(stage.within, Filter):
+            ranges = self._ranges if stage.within is None else self.select(stage.within)
+            return self._scan(ranges, codes, stage)
+        if len(stage.within) != len(codes):
+            raise MapError(f"{len(stage.within)} filters for {len(codes)} queries: give one, or one for each")
+        keys = np.empty((len(codes), stage.size), dtype=np.uint64)
+        alike: dict[Filter, list[int]] = {}
+        for q, wanted in enumerate(stage.within):
+            alike.setdefault(wanted, []).append(q)
+        for wanted, queries in alike.items():
+            keys[queries] = self._scan(self.select(wanted), codes[queries], stage)
+        return keys
+
+    def _scan(self, ranges: Sequence[CodeRange], codes: Bytes, stage: "_Stage") -> Keys:
+        return search_codes(
+            ranges, codes, stage.size, pool=self._pool, num_threads=self.num_threads, engine=stage.engine
         )
+
+    def _search_staged(
+        self, codes: Bytes, descriptors: Floats | None, top_k: int, stage: "_Stage"
+    ) -> SearchResult:
+        began = time.perf_counter()
+        keys = self._candidates(codes, stage)
         rows, distances = rows_of(keys), distances_of(keys)
         timings = {"first_stage": (time.perf_counter() - began) * 1e3}
         if descriptors is None:
@@ -244,10 +323,18 @@ class PlaceMap:
         if codes is not None and self.code_bits:
             for q, found in enumerate(rows):
                 known = found[found >= 0]
-                distances[q, : len(known)] = hamming(codes[q : q + 1], self._codes_of(known))[0]
+                distances[q, : len(known)] = hamming(codes[q : q + 1], self.codes_of(known))[0]
         return SearchResult(rows, distances, similarity, timings)
 
-    def _codes_of(self, rows: NDArray[np.int64]) -> Bytes:
+    def _open_lists(self) -> InvertedLists | None:
+        index = self.manifest["index"]
+        if index["type"] != "ivf":
+            return None
+        root = storage.local_path(self.root)
+        shards = [root / index["quantizer"] / shard.record["shard_id"] for shard in self._shards]
+        return InvertedLists(root / index["quantizer"], shards, self._first_rows)
+
+    def codes_of(self, rows: NDArray[np.int64]) -> Bytes:
         """Codes (n, code_bits / 8) of global rows (n,)."""
         codes = np.empty((len(rows), self.code_bits // 8), dtype=np.uint8)
         shard_of = np.searchsorted(self._first_rows, rows, side="right") - 1

@@ -38,10 +38,25 @@ class IndexConfig(Config):
         default="int8",
         description="how float descriptors are stored; int8 has one scale per photo and loses no recall",
     )
+    lists: int | None = Field(
+        default=None,
+        ge=0,
+        description="inverted lists, so that a search reads a part of the codes; 0 for none, null for 4 sqrt(photos) "
+        "from 5 million photos on",
+    )
+    hit_rate: float = Field(
+        default=0.99,
+        gt=0,
+        le=1,
+        description="of the queries that the exhaustive shortlist answers, the share that the lists must answer too",
+    )
+    calibration_queries: int = Field(
+        default=1000, ge=1, description="photos of the map to calibrate with where no queries are given"
+    )
 
 
-def plan_map(descriptors: str, config: IndexConfig) -> Plan:
-    """Plan the map of a finished descriptors folder.
+def plan_map(descriptors: str, config: IndexConfig, queries: str | None = None) -> Plan:
+    """Plan the map of a finished descriptors folder, to be calibrated with those of `queries` if given.
 
     Returns:
         JSON-able: build_key, model, config, source, cell_level and `shards`, a list of parts for
@@ -55,7 +70,7 @@ def plan_map(descriptors: str, config: IndexConfig) -> Plan:
     settings = _settings(manifest, config, descriptors)
     properties = manifest["properties"]
     return {
-        "build_key": _build_key(manifest, config, settings),
+        "build_key": _build_key(manifest, config, settings, queries),
         "model": {**settings["model"], **_registered(properties)},
         "config": config.model_dump(),
         "cell_level": LEVEL,
@@ -68,10 +83,10 @@ def plan_map(descriptors: str, config: IndexConfig) -> Plan:
     }
 
 
-def build_key_of(descriptors: str, config: IndexConfig) -> str:
+def build_key_of(descriptors: str, config: IndexConfig, queries: str | None = None) -> str:
     """The build_key that `plan_map` gives, without reading a row."""
     manifest = storage.read_manifest(descriptors)
-    return _build_key(manifest, config, _settings(manifest, config, descriptors))
+    return _build_key(manifest, config, _settings(manifest, config, descriptors), queries)
 
 
 def check_made_by(descriptors: str, model_id: str, what: str) -> None:
@@ -91,8 +106,13 @@ def _registered(properties: dict[str, Any]) -> dict[str, Any]:
     return {"registered": properties["registered"]} if properties.get("registered") else {}
 
 
-def _build_key(manifest: dict[str, Any], config: IndexConfig, settings: dict[str, Any]) -> str:
-    return fingerprint([settings, config.model_dump(), manifest["fingerprint"], manifest["properties"]])
+def _build_key(
+    manifest: dict[str, Any], config: IndexConfig, settings: dict[str, Any], queries: str | None
+) -> str:
+    asked = None if queries is None else storage.read_manifest(queries)["fingerprint"]
+    return fingerprint(
+        [settings, config.model_dump(), manifest["fingerprint"], manifest["properties"], asked]
+    )
 
 
 def _settings(manifest: dict[str, Any], config: IndexConfig, descriptors: str) -> dict[str, Any]:

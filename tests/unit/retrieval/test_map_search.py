@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from placeray.errors import MapError
-from placeray.retrieval.place_map import PlaceMap, SearchResult, default_shortlist
+from placeray.retrieval.answers import SearchResult
+from placeray.retrieval.place_map import PlaceMap, default_shortlist
 
 Make = Callable[..., Any]
 

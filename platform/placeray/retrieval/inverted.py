@@ -1,0 +1,103 @@
+"""Stage 1 over inverted lists: only the lists whose centroids are nearest to a query are scanned.
+
+The candidates of a query depend on its lists alone, never on shards, threads or the other queries of a batch. With
+numba the lists are scanned in place; without it they are gathered for faiss, with the same candidates.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from placeray.retrieval import popcount_scan
+from placeray.retrieval.codes import Bytes
+from placeray.retrieval.first_stage import CodeRange, search_codes
+from placeray.retrieval.lists import ShardLists, open_lists, open_quantizer
+from placeray.retrieval.merge import NOBODY, Keys, best, distance_keys, rows_of
+
+Masks = Sequence[NDArray[np.bool_] | None]
+
+# Queries of one call of the compiled scan: their candidates stay in the second-level cache.
+_QUERIES_AT_ONCE = 64
+
+
+class InvertedLists:
+    """The quantizer of a map and the lists of all its shards."""
+
+    def __init__(self, quantizer: Path, shards: Sequence[Path], first_rows: Sequence[int]) -> None:
+        """Map all files; `first_rows` are the global rows at which shards begin. Raises MapError on damage."""
+        self.quantizer = open_quantizer(quantizer)
+        self._shards: list[ShardLists] = [open_lists(folder) for folder in shards]
+        self._first_rows = list(first_rows)
+
+    def __len__(self) -> int:
+        return len(self.quantizer.centroids)
+
+    def ranked(
+        self, queries: Bytes, count: int, pool: ThreadPoolExecutor, num_threads: int
+    ) -> NDArray[np.int32]:
+        """The `count` lists (Q, count) nearest to each of queries (Q, bits / 8), equal ones by number."""
+        centroids = [CodeRange(self.quantizer.centroids, 0)]
+        keys = search_codes(centroids, queries, count, pool=pool, num_threads=num_threads)
+        return rows_of(keys).astype(np.int32)
+
+    def search(
+        self,
+        queries: Bytes,
+        size: int,
+        nprobe: int,
+        *,
+        allowed: Masks,
+        pool: ThreadPoolExecutor,
+        num_threads: int,
+    ) -> Keys:
+        """The `size` nearest rows of each query among those in its `nprobe` nearest lists.
+
+        Args:
+            queries: (Q, bits / 8) uint8.
+            allowed: for each shard the rows (n,) that may be returned, None for all.
+
+        Returns:
+            (Q, size) keys of `merge`, ascending, padded with NOBODY.
+        """
+        if not len(queries):
+            return np.full((0, size), NOBODY, dtype=np.uint64)
+        probes = self.ranked(queries, min(nprobe, len(self)), pool, num_threads)
+        scan = self._scan if popcount_scan.available() else self._scan_by_faiss
+        if len(queries) < 2 * num_threads:  # too few to give every thread some: share out their lists
+            parts = [part for part in np.array_split(probes, num_threads, axis=1) if part.shape[1]]
+            return best(list(pool.map(lambda part: scan(queries, part, size, allowed), parts)), size)
+        starts = range(0, len(queries), min(_QUERIES_AT_ONCE, -(-len(queries) // num_threads)))
+        some = [slice(start, start + starts.step) for start in starts]
+        return np.concatenate(list(pool.map(lambda s: scan(queries[s], probes[s], size, allowed), some)))
+
+    def _scan(self, queries: Bytes, probes: NDArray[np.int32], size: int, allowed: Masks) -> Keys:
+        collector = popcount_scan.Collector(queries, size)
+        probes = np.ascontiguousarray(probes)
+        for shard, first_row, mask in zip(self._shards, self._first_rows, allowed, strict=True):
+            collector.scan_lists(*shard, probes, first_row, mask)
+        return collector.keys()
+
+    def _scan_by_faiss(self, queries: Bytes, probes: NDArray[np.int32], size: int, allowed: Masks) -> Keys:
+        return np.concatenate(
+            [self._one_by_faiss(queries[q], lists, size, allowed) for q, lists in enumerate(probes)]
+        )
+
+    def _one_by_faiss(self, query: Bytes, probes: NDArray[np.int32], size: int, allowed: Masks) -> Keys:
+        found = [np.full((1, size), NOBODY, dtype=np.uint64)]
+        faiss.omp_set_num_threads(1)
+        for shard, first_row, mask in zip(self._shards, self._first_rows, allowed, strict=True):
+            places = np.concatenate([np.arange(shard.offsets[p], shard.offsets[p + 1]) for p in probes])
+            # In row order, because among equal distances faiss keeps the first.
+            places = places[np.argsort(shard.order[places], kind="stable")]
+            if mask is not None:
+                places = places[mask[shard.order[places]]]
+            if len(places):
+                distances, local = faiss.knn_hamming(query[None], shard.codes[places], min(size, len(places)))
+                found.append(
+                    distance_keys(distances, shard.order[places][local].astype(np.int64) + first_row)
+                )
+        return best(found, size)

@@ -1,0 +1,163 @@
+"""Inverted lists: every photo is in one list, a search of some lists equals a slow one, calibration keeps its word."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from placeray.errors import MapError
+from placeray.retrieval import popcount_scan
+from placeray.retrieval.calibration import choose, lists_needed
+from placeray.retrieval.codes import hamming
+from placeray.retrieval.lists import open_lists, verify
+from placeray.retrieval.manifest import publish, read_map_manifest
+from placeray.retrieval.map_lists import (
+    build_lists,
+    calibrate,
+    learn_quantizer,
+    queries_of_descriptors,
+    wanted_lists,
+    with_lists,
+)
+from placeray.retrieval.place_map import PlaceMap
+from placeray.retrieval.plan import IndexConfig
+from placeray.retrieval.quantizer import nearest, train
+
+Make = Callable[..., Any]
+
+
+def draw_streets(rng: np.random.Generator, places: int, bits: int = 128) -> Any:
+    """Codes of 5 photos of each place, an eighth of whose bits differ."""
+    centres = rng.integers(0, 256, (places, bits // 8), dtype=np.uint8)
+    flips = rng.random((places * 5, bits)) < 0.125
+    return np.repeat(centres, 5, axis=0) ^ np.packbits(flips, axis=1)
+
+
+def give_lists(root: str, config: IndexConfig, queries: str | None = None) -> dict[str, Any]:
+    """What the index job does after the last shard, without Ray."""
+    manifest = read_map_manifest(root)
+    quantizer = learn_quantizer(root, manifest, wanted_lists(config, manifest))
+    for entry in manifest["shards"]:
+        build_lists(root, quantizer, entry["shard"])
+    asked = None if queries is None else queries_of_descriptors(queries, manifest)
+    found = calibrate(root, manifest, quantizer, config, asked, num_threads=2)
+    return publish(root, with_lists(manifest, quantizer, found))
+
+
+def test_training_is_deterministic_and_fills_every_list() -> None:
+    codes = draw_streets(np.random.default_rng(0), 100)
+    quantizer = train(codes, 40)
+    again = train(codes, 40)
+    assert all((a == b).all() for a, b in zip(quantizer, again, strict=True))
+    assert len(quantizer.centroids) == 40 == quantizer.starts[-1]
+    sizes = np.bincount(quantizer.assign(codes), minlength=40)
+    assert sizes.sum() == 500
+    assert (sizes > 0).sum() >= 35
+    few = train(np.repeat(codes[:3], 9, axis=0), 40)
+    assert len(few.centroids) == 3  # no more lists than different codes
+
+
+def test_assignment_is_the_same_without_numba(monkeypatch: pytest.MonkeyPatch, draw_tied: Make) -> None:
+    centroids, _ = draw_tied(np.random.default_rng(1), 200, 128, 2)
+    codes, _ = draw_tied(np.random.default_rng(2), 300, 128, 2)
+    expected = nearest(centroids, codes)
+    monkeypatch.setattr(popcount_scan, "available", lambda: False)
+    np.testing.assert_array_equal(nearest(centroids, codes), expected)
+
+
+@pytest.mark.parametrize("numba", [True, False])
+@pytest.mark.parametrize("num_queries", [1, 7])
+def test_a_search_of_some_lists_equals_the_twin(
+    make_descriptors: Make, make_map: Make, monkeypatch: pytest.MonkeyPatch, numba: bool, num_queries: int
+) -> None:
+    """For 1, 3 and 17 shards: all rows whose list is among the nearest, by (distance, row)."""
+    codes = draw_streets(np.random.default_rng(3), 80)
+    queries = codes[::61][:num_queries] ^ np.uint8(5)
+    if not numba:
+        monkeypatch.setattr(popcount_scan, "available", lambda: False)
+    seen = []
+    for rows_per_shard in (400, 134, 24):
+        root = make_map(make_descriptors(codes), rows_per_shard=rows_per_shard)
+        give_lists(root, IndexConfig(lists=30))
+        with PlaceMap.open(root, num_threads=2) as place_map:
+            assert place_map._lists is not None
+            quantizer = place_map._lists.quantizer
+            lists, distance = quantizer.assign(codes), hamming(queries, codes)
+            for nprobe in (1, 4, 30, 99):
+                found = place_map.search(queries, None, top_k=20, nprobe=nprobe)
+                order = np.argsort(hamming(queries, quantizer.centroids), axis=1, kind="stable")[:, :nprobe]
+                for q in range(len(queries)):
+                    rows = np.flatnonzero(np.isin(lists, order[q]))
+                    rows = rows[np.lexsort((rows, distance[q, rows]))][:20]
+                    assert found.rows[q].tolist() == [*rows.tolist(), *[-1] * (20 - len(rows))]
+                    assert found.hamming[q, : len(rows)].tolist() == distance[q, rows].tolist()
+            exact = place_map.search(queries, None, top_k=20, mode="exact")
+            assert (found.rows == exact.rows).all()  # all lists are all rows
+            seen.append(place_map.search(queries, None, top_k=20, nprobe=4).rows)
+    assert all((rows == seen[0]).all() for rows in seen)
+
+
+def test_calibration_reaches_its_hit_rate(make_descriptors: Make, make_map: Make) -> None:
+    """Held-out queries with positions: what the manifest promises is what a search of that many lists finds."""
+    rng = np.random.default_rng(4)
+    codes = draw_streets(rng, 300)
+    lat = np.repeat(47 + np.arange(300) * 0.001, 5)
+    descriptors = make_descriptors(codes, lat=lat, lon=np.full(1500, 8.0))
+    places = rng.permutation(300)[:100]
+    asked = codes[places * 5] ^ np.packbits(rng.random((100, 128)) < 0.15, axis=1)
+    queries = make_descriptors(asked, lat=lat[places * 5], lon=np.full(100, 8.0))
+    root = make_map(descriptors, rows_per_shard=400)
+    manifest = give_lists(root, IndexConfig(lists=60, hit_rate=0.95), queries)
+    index = manifest["index"]
+    assert 1 < index["nprobe"] < 60
+    assert index["calibration"]["hit_rate"] >= 0.95
+    with PlaceMap.open(root) as place_map:
+        place_of = np.round((place_map.rows(["lat"])["lat"].to_numpy() - 47) / 0.001).astype(int)
+        exact = place_map.search(asked, None, top_k=100, mode="exact").rows
+        some = place_map.search(asked, None, top_k=100).rows
+    answered = (place_of[exact] == places[:, None]).any(axis=1)
+    still = (np.where(some >= 0, place_of[some], -1) == places[:, None]).any(axis=1)
+    assert index["calibration"]["num_queries"] == answered.sum()
+    assert still[answered].mean() >= index["calibration"]["hit_rate"] >= 0.95
+    fewer = lists_needed(np.array([[3, 0], [9, 1]]), np.array([[True, False], [False, False]]))
+    assert fewer.tolist() == [4, np.inf]
+    assert choose(fewer, 0.99, num_lists=9, shortlist=2, queries="two").nprobe == 4
+
+
+def test_the_build_resumes_and_damage_is_named(make_descriptors: Make, make_map: Make) -> None:
+    codes = draw_streets(np.random.default_rng(5), 60)
+    root = make_map(make_descriptors(codes), rows_per_shard=100)
+    first = give_lists(root, IndexConfig(lists=20))
+    folder = Path(root) / first["index"]["files"][1]
+    written = (folder / "codes.u8").stat().st_mtime_ns
+    assert give_lists(root, IndexConfig(lists=20))["index"] == first["index"]
+    assert (folder / "codes.u8").stat().st_mtime_ns == written  # nothing is done twice
+    shard = open_lists(folder)
+    assert sorted(shard.order.tolist()) == list(range(100))
+    damaged = bytearray((folder / "order.u32").read_bytes())
+    damaged[0] ^= 1
+    (folder / "order.u32").write_bytes(bytes(damaged))
+    with pytest.raises(MapError, match=r"order\.u32 has other bytes"):
+        verify(folder)
+    (folder / "order.u32").write_bytes(b"")
+    with pytest.raises(MapError, match=r"order\.u32 has 0 bytes"):
+        PlaceMap.open(root)
+    (folder / "lists.json").unlink()
+    with pytest.raises(MapError, match=r"lists\.json cannot be read"):
+        PlaceMap.open(root)
+
+
+def test_lists_are_refused_where_there_are_none(
+    make_descriptors: Make, make_map: Make, draw_random: Make
+) -> None:
+    codes, floats = draw_random(np.random.default_rng(6), 20, 64, 8)
+    with (
+        PlaceMap.open(make_map(make_descriptors(codes, floats))) as place_map,
+        pytest.raises(MapError, match="has no inverted lists"),
+    ):
+        place_map.search(codes, floats, top_k=1, mode="ivf")
+    assert wanted_lists(IndexConfig(), {"counts": {"rows": 9}, "model": {"code_bits": 64}}) == 0
+    assert wanted_lists(IndexConfig(), {"counts": {"rows": 10_000_000}, "model": {"code_bits": 64}}) == 12_649
+    assert wanted_lists(IndexConfig(lists=7), {"counts": {"rows": 9}, "model": {"code_bits": 0}}) == 0
