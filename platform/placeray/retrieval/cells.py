@@ -6,6 +6,9 @@ position come last. Source: the Hilbert curve as in Hamilton, "Compact Hilbert I
 dimensions, vectorised.
 """
 
+import functools
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,19 +34,42 @@ def hilbert_cells(
 
 def curve_cells(x: NDArray[np.int64], y: NDArray[np.int64], level: int) -> NDArray[np.int64]:
     """Numbers (N,) along the curve of grid columns x and rows y (N,), each in [0, 2**level)."""
-    side = 1 << level
+    steps = -(-level // _STEP)
+    table = _curve_table()
+    # Leading zeros, up to whole steps, number nothing but exchange the axes once each.
+    state = np.full(len(x), _SWAPPED * ((steps * _STEP - level) % 2), dtype=np.int64)
     cells = np.zeros(len(x), dtype=np.int64)
-    step = side >> 1
-    while step:
-        right = (x & step) > 0
-        upper = (y & step) > 0
-        cells += step * step * ((3 * right) ^ upper)
-        # Rotate the quadrant so that the curve enters and leaves it at the right corners.
-        mirror = right & ~upper
-        x, y = np.where(mirror, side - 1 - x, x), np.where(mirror, side - 1 - y, y)
-        x, y = np.where(upper, x, y), np.where(upper, y, x)
-        step >>= 1
+    for shift in range((steps - 1) * _STEP, -1, -_STEP):
+        place = (((x >> shift) & _LOW) << _STEP) | ((y >> shift) & _LOW)
+        entry = table[(state << 2 * _STEP) | place]
+        cells = (cells << 2 * _STEP) | (entry >> 2)
+        state = entry & 3
     return cells
+
+
+# The curve is walked this many levels at a time, by a table.
+_STEP = 4
+_LOW = (1 << _STEP) - 1
+# How a quadrant is turned against the whole: its axes exchanged, and both mirrored.
+_SWAPPED, _MIRRORED = 1, 2
+
+
+@functools.cache
+def _curve_table() -> NDArray[np.int64]:
+    """For [state, x, y], _STEP bits each of x and y: the number along the curve, times 4, plus the state inside."""
+    table = []
+    for state, x, y in itertools.product(range(4), range(1 << _STEP), range(1 << _STEP)):
+        number = 0
+        for bit in range(_STEP - 1, -1, -1):
+            mirrored = 1 if state & _MIRRORED else 0
+            right, upper = (x >> bit & 1) ^ mirrored, (y >> bit & 1) ^ mirrored
+            if state & _SWAPPED:
+                right, upper = upper, right
+            number = number << 2 | (3 * right) ^ upper
+            if not upper:  # turn, so that the curve enters and leaves the quadrant at the right corners
+                state ^= _SWAPPED | (_MIRRORED if right else 0)
+        table.append(number << 2 | state)
+    return np.array(table, dtype=np.int64)
 
 
 def _grid(fraction: NDArray[np.float64], side: int) -> NDArray[np.int64]:

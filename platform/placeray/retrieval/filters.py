@@ -6,7 +6,8 @@ are checked photo by photo inside these runs. Filters are exact; a photo that la
 position, no heading, no time) does not fulfil it.
 """
 
-from typing import NamedTuple, Self
+from itertools import pairwise
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,15 +17,25 @@ from pydantic import Field, model_validator
 
 from placeray.config import Config
 from placeray.geo import EARTH_RADIUS_M, distance_m
-from placeray.retrieval.cells import LEVEL, curve_cells
+from placeray.retrieval.cells import LEVEL, NO_POSITION, curve_cells
 
 Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 # West, south, east, north in degrees; west <= east.
 Bounds = tuple[float, float, float, float]
 
-# The box around an area is cut into about this many cells a side: more make fewer photos to check, but more runs.
+# Where a box of positions lies: wholly inside an area, wholly outside, or neither is sure.
+INSIDE, EDGE, OUTSIDE = 1, 0, -1
+Places = NDArray[np.int64]
+
+# The box around an area is cut into up to this many cells a side, and those on the edge of the area again in four, so
+# many times: more cells leave fewer photos to check, but take longer themselves.
 _CELLS_A_SIDE = 16
+_REFINEMENTS = 2
+# Runs nearer than this are searched as one, photos between them not allowed: a piece of its own would cost as much.
+_ROWS_BETWEEN = 2000
+# Up to this radius and latitude, distances in the plane are right to better than this share (checked by a test).
+_PLANE_RADIUS_M, _PLANE_LATITUDE, _PLANE_ERROR = 100_000.0, 75.0, 1e-3
 
 
 class Run(NamedTuple):
@@ -43,9 +54,32 @@ class Circle(Config):
     radius_m: float = Field(gt=0, description="metres on the sphere")
 
     def contains(self, lat: Floats, lon: Floats) -> Mask:
-        """Which positions (n,) lie inside."""
+        """Which positions (n,) lie inside: by a plane, and on the sphere where the plane is too coarse to tell."""
+        if not self._is_small:
+            return self._contains_on_sphere(lat, lon)
+        metres = self._plane_m(lat, lon)
+        inside: Mask = metres <= self.radius_m
+        unsure = np.flatnonzero(np.abs(metres - self.radius_m) <= _PLANE_ERROR * self.radius_m)
+        inside[unsure] = self._contains_on_sphere(lat[unsure], lon[unsure])
+        return inside
+
+    @property
+    def _is_small(self) -> bool:
+        return self.radius_m <= _PLANE_RADIUS_M and abs(self.lat) <= _PLANE_LATITUDE
+
+    def _contains_on_sphere(self, lat: Floats, lon: Floats) -> Mask:
         inside: Mask = distance_m(lat, lon, self.lat, self.lon) <= self.radius_m
         return inside
+
+    def _plane_m(self, lat: Floats, lon: Floats) -> Floats:
+        """Distances as if the earth were flat between the parallels of the two positions."""
+        north = (lat - self.lat) * (np.pi / 180)
+        east = (np.mod(lon - self.lon + 180, 360) - 180) * (np.pi / 180)
+        here = np.radians(self.lat)
+        # The cosine of the latitude half way, to second order.
+        east *= np.cos(here) - (0.5 * np.sin(here)) * north - (0.125 * np.cos(here)) * north * north
+        metres: Floats = EARTH_RADIUS_M * np.sqrt(north * north + east * east)
+        return metres
 
     def bounds(self) -> list[Bounds]:
         """Boxes around it, two where it crosses longitude 180."""
@@ -57,11 +91,19 @@ class Circle(Config):
         half = np.degrees(np.arcsin(min(np.sin(angle) / np.cos(np.radians(self.lat)), 1.0))) + 1e-9
         return _unwrapped(self.lon - half, south - 1e-9, self.lon + half, north + 1e-9)
 
-    def surely_contains(self, west: Floats, south: Floats, east: Floats, north: Floats) -> Mask:
-        """Which boxes (n,) lie wholly inside: distance grows along parallels and meridians, corners decide."""
-        corners = [self.contains(lat, lon) for lat in (south, north) for lon in (west, east)]
-        inside: Mask = np.logical_and.reduce(corners)
-        return inside
+    def classify(self, west: Floats, south: Floats, east: Floats, north: Floats) -> Places:
+        """Where boxes (n,) lie: no photo of one is farther from its middle than half its sides together."""
+        lat, lon = (south + north) / 2, (west + east) / 2
+        if self._is_small:
+            middle = self._plane_m(lat, lon)
+            error = _PLANE_ERROR * middle
+        else:
+            middle, error = distance_m(lat, lon, self.lat, self.lon), np.zeros(len(lat))
+        wide = np.cos(np.radians(np.clip(np.minimum(np.abs(south), np.abs(north)), 0, 90)))
+        wide = np.where(south * north < 0, 1.0, wide)
+        reach = error + EARTH_RADIUS_M * (np.radians(north - south) + np.radians(east - west) * wide) / 2
+        places = np.where(middle + reach <= self.radius_m, INSIDE, EDGE)
+        return np.where(middle - reach > self.radius_m, OUTSIDE, places)
 
 
 class Box(Config):
@@ -85,9 +127,9 @@ class Box(Config):
             return [(self.west, self.south, 180.0, self.north), (-180.0, self.south, self.east, self.north)]
         return [(self.west, self.south, self.east, self.north)]
 
-    def surely_contains(self, west: Floats, south: Floats, east: Floats, north: Floats) -> Mask:
-        """Which boxes (n,) lie wholly inside."""
-        return self.contains(south, west) & self.contains(north, east)
+    def classify(self, west: Floats, south: Floats, east: Floats, north: Floats) -> Places:
+        """Where boxes (n,) lie; none is outside, as only those of `bounds` are asked for."""
+        return np.where(self.contains(south, west) & self.contains(north, east), INSIDE, EDGE)
 
 
 class Polygon(Config):
@@ -111,13 +153,14 @@ class Polygon(Config):
         lat, lon = np.array(self.points).T
         return [(float(lon.min()), float(lat.min()), float(lon.max()), float(lat.max()))]
 
-    def surely_contains(self, west: Floats, south: Floats, east: Floats, north: Floats) -> Mask:
-        """Which boxes (n,) lie wholly inside: no edge comes near, and the middle is inside."""
-        clear = self.contains((south + north) / 2, (west + east) / 2)
+    def classify(self, west: Floats, south: Floats, east: Floats, north: Floats) -> Places:
+        """Where boxes (n,) lie: where no edge comes near, their middle decides."""
+        clear = np.ones(len(west), dtype=np.bool_)
         for (lat1, lon1), (lat2, lon2) in self._edges():
             beside = (max(lon1, lon2) < west) | (min(lon1, lon2) > east)
             clear &= beside | (max(lat1, lat2) < south) | (min(lat1, lat2) > north)
-        return clear
+        inside = self.contains((south + north) / 2, (west + east) / 2)
+        return np.where(clear, np.where(inside, INSIDE, OUTSIDE), EDGE)
 
     def _edges(self) -> list[tuple[tuple[float, float], tuple[float, float]]]:
         return list(zip(self.points, (*self.points[1:], self.points[0]), strict=True))
@@ -149,82 +192,151 @@ class Filter(Config):
         )
 
 
-def select(table: pa.Table, wanted: Filter) -> list[Run]:
-    """The rows of a shard that fulfil a filter.
+class Positions:
+    """The columns of a shard's rows.arrow that filters read, as arrays over the same memory."""
 
-    Args:
-        table: rows.arrow of the shard: columns cell, lat, lon, heading_deg, captured.
-    """
-    runs = [Run(0, len(table), None)] if wanted.area is None else _area_runs(table, wanted.area)
+    def __init__(self, table: pa.Table) -> None:
+        """`table` has columns cell, lat, lon, heading_deg and captured; rows without a position come last."""
+        self._table = table
+        cells = _values(table, "cell", 0, len(table))
+        known = int(np.searchsorted(cells, NO_POSITION))
+        self.cells: NDArray[np.uint64] = cells[:known]
+        self.lat, self.lon = (_values(table, name, 0, known) for name in ("lat", "lon"))
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def headings(self, start: int, end: int) -> Floats:
+        """Degrees (n,) of some rows, NaN for null."""
+        return _values(self._table, "heading_deg", start, end)
+
+    def captured(self, start: int, end: int) -> pa.ChunkedArray:
+        """Times (n,) of some rows."""
+        return self._table["captured"].slice(start, end - start)
+
+
+def select(photos: Positions, wanted: Filter) -> list[Run]:
+    """The rows of a shard that fulfil a filter, ascending."""
+    runs = [Run(0, len(photos), None)] if wanted.area is None else _area_runs(photos, wanted.area)
     if wanted.heading_deg is not None or wanted.captured_from is not None or wanted.captured_to is not None:
-        runs = [_narrowed(table, run, wanted) for run in runs]
+        runs = [_narrowed(photos, run, wanted) for run in runs]
     return [run for run in runs if run.end > run.start and (run.allowed is None or run.allowed.any())]
 
 
-def _area_runs(table: pa.Table, area: Circle | Box | Polygon) -> list[Run]:
-    cells = table["cell"].chunk(0).to_numpy() if table["cell"].num_chunks else np.zeros(0, dtype=np.uint64)
+def _area_runs(photos: Positions, area: Circle | Box | Polygon) -> list[Run]:
     first, end, sure = _covering(area)
-    starts, ends = np.searchsorted(cells, first), np.searchsorted(cells, end)
-    runs = []
-    for start, stop, whole in zip(starts.tolist(), ends.tolist(), sure.tolist(), strict=True):
-        if stop > start:
-            runs.append(Run(start, stop, None if whole else _inside(table, start, stop, area)))
-    return runs
+    starts, ends = np.searchsorted(photos.cells, first), np.searchsorted(photos.cells, end)
+    filled = ends > starts
+    starts, ends, sure = starts[filled], ends[filled], sure[filled]
+    if not len(starts):
+        return []
+    # The rows to be checked, all at once; then piece by piece.
+    to_check = _spans(starts[~sure], ends[~sure])
+    fits = area.contains(photos.lat[to_check], photos.lon[to_check])
+    breaks = np.flatnonzero(starts[1:] - ends[:-1] > _ROWS_BETWEEN) + 1
+    edges = [0, *breaks.tolist(), len(starts)]
+    return [_joined(starts[a:b], ends[a:b], sure[a:b], to_check, fits) for a, b in pairwise(edges)]
 
 
-def _inside(table: pa.Table, start: int, end: int, area: Circle | Box | Polygon) -> Mask:
-    lat, lon = (_values(table, name, start, end) for name in ("lat", "lon"))
-    return area.contains(lat, lon)
+def _joined(
+    starts: NDArray[np.int64], ends: NDArray[np.int64], sure: Mask, checked: NDArray[np.int64], fits: Mask
+) -> Run:
+    """Neighbouring runs as one; of those that are not sure, the checked rows (ascending) that fit."""
+    start, end = int(starts[0]), int(ends[-1])
+    if sure.all() and int((ends - starts).sum()) == end - start:
+        return Run(start, end, None)
+    allowed = np.zeros(end - start, dtype=np.bool_)
+    for a, b in zip(starts[sure].tolist(), ends[sure].tolist(), strict=True):
+        allowed[a - start : b - start] = True
+    here = slice(*np.searchsorted(checked, [start, end]))
+    allowed[checked[here] - start] = fits[here]
+    return Run(start, end, allowed)
+
+
+def _spans(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """All numbers from each start to before its end."""
+    lengths = ends - starts
+    skipped = starts - np.concatenate([[0], np.cumsum(lengths)[:-1]]) if len(starts) else starts
+    return np.arange(int(lengths.sum())) + np.repeat(skipped, lengths)
 
 
 def _covering(area: Circle | Box | Polygon) -> tuple[NDArray[np.uint64], NDArray[np.uint64], Mask]:
     """Ranges of cells, first to end, that hold an area, ascending, and whether each is sure to lie inside."""
-    side = 1 << LEVEL
-    boxes = [
-        tuple(_grid_line(degrees, side, i % 2) for i, degrees in enumerate(box)) for box in area.bounds()
-    ]
+    boxes = [tuple(_grid_line(degrees, i % 2) for i, degrees in enumerate(box)) for box in area.bounds()]
     widest = max(max(east - west, north - south) for west, south, east, north in boxes)
     shift = (widest // _CELLS_A_SIDE).bit_length()
-    grids = [
-        np.meshgrid(
-            np.arange(west >> shift, (east >> shift) + 1), np.arange(south >> shift, (north >> shift) + 1)
-        )
-        for west, south, east, north in boxes
-    ]
-    x, y = (np.concatenate([grid[axis].ravel() for grid in grids]) for axis in (0, 1))
-    # Two boxes may share cells.
-    different, chosen = np.unique(curve_cells(x, y, LEVEL - shift), return_index=True)
-    x, y, number = x[chosen], y[chosen], different.astype(np.uint64)
-    edges_x, edges_y = 360 / (side >> shift), 180 / (side >> shift)
-    rounding = 1e-9  # degrees: a photo may lie this far outside the cell it was put in
-    sure = area.surely_contains(
-        x * edges_x - 180 - rounding,
-        y * edges_y - 90 - rounding,
-        (x + 1) * edges_x - 180 + rounding,
-        (y + 1) * edges_y - 90 + rounding,
+    finest = max(shift - _REFINEMENTS, 0)
+    x, y = _grid(boxes, shift)
+    corners, shifts, kinds = [], [], []
+    while True:
+        places = _classify(area, x, y, shift)
+        last = shift == finest
+        taken = places != OUTSIDE if last else places == INSIDE
+        corners.append((x[taken] << shift, y[taken] << shift))
+        shifts.append(np.full(int(taken.sum()), shift))
+        kinds.append(places[taken] == INSIDE)
+        if last:
+            break
+        x, y = _quartered(x[places == EDGE], y[places == EDGE])
+        shift -= 1
+    x, y = (np.concatenate(part) for part in zip(*corners, strict=True))
+    widths = (2 * np.concatenate(shifts)).astype(np.uint64)
+    return _ranges(curve_cells(x, y, LEVEL).astype(np.uint64), widths, np.concatenate(kinds))
+
+
+def _ranges(
+    inside: NDArray[np.uint64], widths: NDArray[np.uint64], sure: Mask
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], Mask]:
+    """Cells around the cells `inside`, of 2**widths finest ones each: first and end, neighbours of a kind joined."""
+    first = inside >> widths << widths
+    order = np.argsort(first)
+    first, widths, sure = first[order], widths[order], sure[order]
+    end = first + (np.uint64(1) << widths)
+    if not len(first):
+        return first, end, sure
+    breaks = np.flatnonzero((first[1:] != end[:-1]) | (sure[1:] != sure[:-1])) + 1
+    begin = np.concatenate([[0], breaks])
+    return first[begin], end[np.concatenate([breaks, [len(end)]]) - 1], sure[begin]
+
+
+def _grid(boxes: list[tuple[int, ...]], shift: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Columns and lines of the cells, 2**shift finest ones wide, that boxes of grid lines touch, each cell once."""
+    cells: set[tuple[int, int]] = set()
+    for west, south, east, north in boxes:
+        across, up = range(west >> shift, (east >> shift) + 1), range(south >> shift, (north >> shift) + 1)
+        cells.update((x, y) for x in across for y in up)
+    columns, lines = np.array(sorted(cells), dtype=np.int64).T
+    return columns, lines
+
+
+def _quartered(x: NDArray[np.int64], y: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The four cells of half the width in each cell."""
+    return (
+        (2 * x[:, None] + np.array([0, 0, 1, 1])).ravel(),
+        (2 * y[:, None] + np.array([0, 1, 0, 1])).ravel(),
     )
-    # Neighbours along the curve of the same kind become one range.
-    breaks = np.flatnonzero((np.diff(number) != 1) | (sure[1:] != sure[:-1])) + 1
-    first = np.concatenate([[0], breaks])
-    last = np.concatenate([breaks, [len(number)]]) - 1
-    width = np.uint64(2 * shift)
-    return number[first] << width, (number[last] + np.uint64(1)) << width, sure[first]
 
 
-def _grid_line(degrees: float, side: int, is_latitude: int) -> int:
-    """Column or line of the grid that a longitude or latitude lies in."""
-    half = 90.0 if is_latitude else 180.0
+def _classify(area: Circle | Box | Polygon, x: NDArray[np.int64], y: NDArray[np.int64], shift: int) -> Places:
+    side = 1 << (LEVEL - shift)
+    rounding = 1e-9  # degrees: a photo may lie this far outside the cell it was put in
+    west, south = x * (360 / side) - 180 - rounding, y * (180 / side) - 90 - rounding
+    return area.classify(west, south, west + 360 / side + 2 * rounding, south + 180 / side + 2 * rounding)
+
+
+def _grid_line(degrees: float, is_latitude: int) -> int:
+    """Column or line of the finest grid that a longitude or latitude lies in."""
+    side, half = 1 << LEVEL, 90.0 if is_latitude else 180.0
     return min(max(int((degrees + half) / (2 * half) * side), 0), side - 1)
 
 
-def _narrowed(table: pa.Table, run: Run, wanted: Filter) -> Run:
+def _narrowed(photos: Positions, run: Run, wanted: Filter) -> Run:
     allowed = np.ones(run.end - run.start, dtype=np.bool_) if run.allowed is None else run.allowed
     if wanted.heading_deg is not None:
-        heading = _values(table, "heading_deg", run.start, run.end)
-        turn = np.abs((heading - wanted.heading_deg + 180) % 360 - 180)
+        turn = np.abs((photos.headings(run.start, run.end) - wanted.heading_deg + 180) % 360 - 180)
         allowed = allowed & (turn <= wanted.heading_tolerance_deg)
     if wanted.captured_from is not None or wanted.captured_to is not None:
-        captured = table["captured"].slice(run.start, run.end - run.start)
+        captured = photos.captured(run.start, run.end)
         allowed = allowed & _in_time(captured, wanted.captured_from, wanted.captured_to)
     return Run(run.start, run.end, allowed)
 
@@ -242,10 +354,12 @@ def _in_time(captured: pa.ChunkedArray, start: str | None, end: str | None) -> M
     return mask
 
 
-def _values(table: pa.Table, name: str, start: int, end: int) -> Floats:
-    """A column of numbers, NaN for null."""
+def _values(table: pa.Table, name: str, start: int, end: int) -> NDArray[Any]:
+    """Numbers of a column, NaN for null; a view where there is none."""
     column = table[name].slice(start, end - start)
-    values: Floats = column.to_numpy(zero_copy_only=False).astype(np.float64)
+    if column.num_chunks != 1 or column.null_count:
+        return column.to_numpy(zero_copy_only=False)
+    values: NDArray[Any] = column.chunk(0).to_numpy(zero_copy_only=True)
     return values
 
 

@@ -57,6 +57,7 @@ def search_codes(
     pool: ThreadPoolExecutor,
     num_threads: int,
     engine: Engine = "auto",
+    total_rows: int | None = None,
 ) -> Keys:
     """The `size` nearest rows of each query, by (distance, global row).
 
@@ -64,6 +65,7 @@ def search_codes(
         ranges:  what to search, in any order and of any length, empty ones too.
         queries: (Q, bits / 8) uint8.
         size:    candidates per query; more than there are rows is allowed.
+        total_rows: of the map that `ranges` are a part of; small maps are not worth loading compiled code for.
 
     Returns:
         (Q, size) keys of `merge`, ascending, padded with NOBODY.
@@ -71,7 +73,7 @@ def search_codes(
     pieces = split_rows(sorted(ranges, key=lambda piece: piece.first_row), num_threads)
     if not pieces or not len(queries):
         return np.full((len(queries), size), NOBODY, dtype=np.uint64)
-    scan = _choose(engine, len(queries), pieces)
+    scan = _choose(engine, len(queries), pieces, total_rows or _num_rows(pieces))
     shares = share_out(pieces, num_threads)
     results = []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
@@ -125,14 +127,14 @@ def _num_rows(ranges: Sequence[CodeRange]) -> int:
     return sum(len(piece.codes) for piece in ranges)
 
 
-def _choose(engine: Engine, num_queries: int, pieces: Sequence[CodeRange]) -> Scan:
+def _choose(engine: Engine, num_queries: int, pieces: Sequence[CodeRange], total_rows: int) -> Scan:
     if engine == "numba":
         return _scan_blocks
-    if engine == "faiss" or _num_rows(pieces) < MIN_ROWS_FOR_NUMBA or not popcount_scan.available():
+    if engine == "faiss" or total_rows < MIN_ROWS_FOR_NUMBA or not popcount_scan.available():
         return _scan_faiss
     if num_queries >= MIN_BATCH_FOR_BLOCKS:
         return _scan_blocks
-    # faiss cannot leave rows out; copying the others would take ten times as long as scanning them.
+    # faiss cannot leave rows out; copying the others would take longer than scanning all.
     masked = any(piece.allowed is not None for piece in pieces)
     return _scan_by_row if masked else _scan_faiss
 

@@ -222,7 +222,7 @@ class PlaceMap:
         """The codes of all photos that fulfil a filter, in row order."""
         chosen = []
         for shard, (codes, first_row, live) in zip(self._shards, self._ranges, strict=True):
-            for start, end, allowed in select(shard.table, wanted):
+            for start, end, allowed in select(shard.positions, wanted):
                 if live is not None:
                     allowed = live[start:end] if allowed is None else allowed & live[start:end]
                 chosen.append(CodeRange(codes[start:end], first_row + start, allowed))
@@ -293,7 +293,13 @@ class PlaceMap:
 
     def _scan(self, ranges: Sequence[CodeRange], codes: Bytes, stage: "_Stage") -> Keys:
         return search_codes(
-            ranges, codes, stage.size, pool=self._pool, num_threads=self.num_threads, engine=stage.engine
+            ranges,
+            codes,
+            stage.size,
+            pool=self._pool,
+            num_threads=self.num_threads,
+            engine=stage.engine,
+            total_rows=len(self),
         )
 
     def _search_staged(

@@ -1,5 +1,6 @@
 """One shard of an open map: its codes, its descriptors and the records of its photos, all memory-mapped."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pyarrow as pa
 from placeray.errors import MapError
 from placeray.retrieval.build import CODE_FILE, ROWS_FILE, checksum
 from placeray.retrieval.codes import Bytes
+from placeray.retrieval.filters import Positions
 from placeray.retrieval.float_store import FloatStore
 from placeray.retrieval.mapped import MappedFile, check_size
 
@@ -37,6 +39,11 @@ class Shard:
                 row_bytes=record["row_bytes"],
             )
         self.table = _read_rows(folder / ROWS_FILE, num_rows)
+
+    @functools.cached_property
+    def positions(self) -> Positions:
+        """What filters read."""
+        return Positions(self.table)
 
     def verify(self) -> None:
         """Read every file again. Raises MapError naming the first one whose bytes have changed."""

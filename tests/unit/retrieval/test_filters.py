@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from placeray.errors import MapError
-from placeray.geo import EARTH_RADIUS_M
+from placeray.geo import EARTH_RADIUS_M, distance_m
 from placeray.retrieval.cells import hilbert_cells
-from placeray.retrieval.filters import Box, Circle, Filter, Polygon, select
+from placeray.retrieval.filters import Box, Circle, Filter, Polygon, Positions, select
 from placeray.retrieval.place_map import PlaceMap
 
 Make = Callable[..., Any]
@@ -105,8 +105,8 @@ def filters(draw: st.DrawFn, lat: float, lon: float, spread: float) -> Filter:
         area = Box(west=wrapped(west), south=south, east=wrapped(east), north=north)
     return Filter(
         area=area,
-        heading_deg=draw(st.none() | st.floats(0, 359)),
-        heading_tolerance_deg=draw(st.floats(0, 180)),
+        heading_deg=draw(st.none() | st.integers(0, 359)),
+        heading_tolerance_deg=draw(st.integers(0, 180)),
         captured_from=draw(st.sampled_from([None, None, "2016", "2016-06"])),
         captured_to=draw(st.sampled_from([None, None, "2016-06", "2017"])),
     )
@@ -129,7 +129,7 @@ def test_the_rows_are_those_that_fulfil_the_filter(
     wanted = data.draw(filters(*where, spread))
     rows = [
         row
-        for start, end, allowed in select(table, wanted)
+        for start, end, allowed in select(Positions(table), wanted)
         for row in range(start, end)
         if allowed is None or allowed[row - start]
     ]
@@ -146,7 +146,7 @@ def test_a_polygon_holds_what_lies_inside() -> None:
     ell = Polygon(points=((10.5, 20.5), (10.5, 21.5), (11.0, 21.5), (11.0, 21.0), (11.5, 21.0), (11.5, 20.5)))
     rows = [
         row
-        for start, end, allowed in select(table, Filter(area=ell))
+        for start, end, allowed in select(Positions(table), Filter(area=ell))
         for row in range(start, end)
         if allowed is None or allowed[row - start]
     ]
@@ -200,6 +200,17 @@ def test_a_filtered_search_equals_a_map_of_the_fulfilling_photos(
                 expected = [kept[row] if row >= 0 else -1 for row in alone.rows[q].tolist()]
                 assert found.rows[q].tolist() == expected
                 assert found.hamming[q].tolist() == alone.hamming[q].tolist()
+
+
+@pytest.mark.parametrize("lat", [0.0, 47.0, -75.0])
+def test_the_plane_is_as_good_as_it_claims(lat: float) -> None:
+    rng = np.random.default_rng(4)
+    circle = Circle(lat=lat, lon=179.5, radius_m=100_000)
+    north = lat + rng.uniform(-1.2, 1.2, 20_000)
+    east = (179.5 + rng.uniform(-1.2, 1.2, 20_000) / math.cos(math.radians(lat)) + 180) % 360 - 180
+    true = distance_m(north, east, circle.lat, circle.lon)
+    close = true < 110_000
+    assert (np.abs(circle._plane_m(north, east) - true)[close] <= 0.5 * 1e-3 * true[close]).all()
 
 
 def test_what_cannot_be_filtered_is_refused(
