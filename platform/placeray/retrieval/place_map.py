@@ -23,7 +23,7 @@ from placeray.retrieval.filters import Filter, select
 from placeray.retrieval.first_stage import CodeRange, Engine, make_pool, search_codes
 from placeray.retrieval.float_store import FloatStores
 from placeray.retrieval.inverted import InvertedLists
-from placeray.retrieval.manifest import Manifest, read_map_manifest
+from placeray.retrieval.manifest import Manifest, current_version, read_map_manifest
 from placeray.retrieval.merge import Keys, distances_of, rows_of
 from placeray.retrieval.queries import checked_queries
 from placeray.retrieval.rerank import rerank
@@ -92,7 +92,14 @@ class PlaceMap:
         Raises:
             MapError: no map, a damaged one, or one of a newer format; the message names the file.
         """
-        return cls(uri, read_map_manifest(uri, version), num_threads=num_threads)
+        while True:
+            name = version or current_version(uri)
+            try:
+                return cls(uri, read_map_manifest(uri, name), num_threads=num_threads)
+            except MapError:
+                # Replaced and pruned between two steps: the next version is there. Anything else is damage.
+                if version is not None or current_version(uri) == name:
+                    raise
 
     def __len__(self) -> int:
         """Rows of the map, those of removed photos too."""

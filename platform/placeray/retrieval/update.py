@@ -125,7 +125,7 @@ def finish_update(plan: UpdatePlan, shards: Sequence[dict[str, Any]]) -> Manifes
     manifest["update"] = {"request": plan.request, "removed": plan.removed, "replaced": plan.replaced}
     if shards:
         manifest = refresh_index(plan.root, manifest)
-        _check_index(manifest)
+        check_index(manifest)
     return publish(plan.root, manifest, parent=plan.parent["version"])
 
 
@@ -134,7 +134,7 @@ def refresh_index(root: str, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _check_index(manifest: Manifest) -> None:
+def check_index(manifest: Manifest) -> None:
     """Raises MapError when the map has lists that leave out some of its shards: nobody could open it."""
     index = manifest["index"]
     if index["type"] != "ivf":
