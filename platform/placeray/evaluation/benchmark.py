@@ -117,6 +117,9 @@ def evaluate_map(
     asked = Queries.of(queries)
     database = place_map.rows(list(POSITION_COLUMNS))
     right = positives(rule, database, queries)
+    live = place_map.live
+    if live is not None:  # a removed photo is never returned, so it is no answer that could be missed
+        right = [rows[live[rows]] for rows in right]
     methods: dict[Method, MethodResult] = {}
     rankings: dict[Method, Ranking] = {}
     for method in usable_methods(asked):

@@ -53,7 +53,7 @@ def build_shard(part: Mapping[str, Any], descriptors: str, root: str) -> dict[st
             records.append((table.drop_columns(list(NOT_IN_ROWS)), where))
     table = _in_order(records)
     files.close(table)
-    shard = _describe(part, folder, table)
+    shard = describe_shard(part, folder, table)
     storage.write_json(str(folder / SHARD_FILE), shard)
     return shard
 
@@ -223,7 +223,8 @@ def write_file(path: Path, data: Any) -> None:
         os.fsync(file.fileno())
 
 
-def _describe(part: Mapping[str, Any], folder: Path, table: pa.Table) -> dict[str, Any]:
+def describe_shard(part: Mapping[str, Any], folder: Path, table: pa.Table) -> dict[str, Any]:
+    """The shard.json of a shard whose files are written; `table` is its rows.arrow."""
     settings, model = part["settings"], part["settings"]["model"]
     names = [ROWS_FILE]
     if model["code_bits"]:

@@ -20,12 +20,15 @@ MARGIN = 16
 _EXACT_RUN = 1024
 
 
-def search_exhaustive(queries: Floats, stores: FloatStores, size: int) -> tuple[Rows, Floats]:
+def search_exhaustive(
+    queries: Floats, stores: FloatStores, size: int, live: NDArray[np.bool_] | None = None
+) -> tuple[Rows, Floats]:
     """The `size` most similar rows of each query.
 
     Args:
         queries: (Q, D) unit-length float descriptors.
         size:    results per query; more than there are rows is allowed.
+        live:    (N,) rows that may be returned; all when None.
 
     Returns:
         (Q, size) global rows, best first, equal similarities by row, padded with -1; and their similarities,
@@ -34,7 +37,7 @@ def search_exhaustive(queries: Floats, stores: FloatStores, size: int) -> tuple[
     candidates = np.full((len(queries), size + MARGIN), NOBODY, dtype=np.uint64)
     for first_query in range(0, len(queries), QUERIES_AT_ONCE):
         some = slice(first_query, first_query + QUERIES_AT_ONCE)
-        candidates[some] = _candidates(queries[some], stores, size + MARGIN)
+        candidates[some] = _candidates(queries[some], stores, size + MARGIN, live)
     rows = np.full((len(queries), size), -1, dtype=np.int64)
     similarity = np.full((len(queries), size), np.nan, dtype=np.float32)
     for q, (query, found) in enumerate(zip(prepare(queries), rows_of(candidates), strict=True)):
@@ -46,7 +49,7 @@ def search_exhaustive(queries: Floats, stores: FloatStores, size: int) -> tuple[
     return rows, similarity
 
 
-def _candidates(queries: Floats, stores: FloatStores, size: int) -> Keys:
+def _candidates(queries: Floats, stores: FloatStores, size: int, live: NDArray[np.bool_] | None) -> Keys:
     kept = np.full((len(queries), size), NOBODY, dtype=np.uint64)
     quantized = quantize(queries)
     for start in range(0, stores.num_rows, ROWS_AT_ONCE):
@@ -59,6 +62,8 @@ def _candidates(queries: Floats, stores: FloatStores, size: int) -> Keys:
             factors = scales.astype(np.float64)[None, :] * quantized[1].astype(np.float64)[:, None]
             similarity = (products * factors).astype(np.float32)
         keys = similarity_keys(similarity, np.broadcast_to(rows, similarity.shape))
+        if live is not None:
+            keys[:, ~live[start : start + len(rows)]] = NOBODY
         kept = best([kept, best([keys], size)], size)
     return kept
 

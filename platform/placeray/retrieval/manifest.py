@@ -3,15 +3,19 @@
     <map>/CURRENT                  one line, such as v0002; replaced by rename
     <map>/v0002/manifest.json      [index_manifest/v1], written when all its shards are there
     <map>/shards/<shard id>/       named by content and never rewritten, so versions share shards
+    <map>/tombstones/              removed rows of shards, likewise
 
 A reader refuses a format newer than its own, and any feature listed under `requires` that it does not know:
 that is how a later placeray can add what changes answers (removed photos, for example) without an older one
 giving wrong ones. Unknown keys elsewhere are additions that a reader may ignore.
 """
 
+import fcntl
 import hashlib
 import json
+import os
 import re
+import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +25,8 @@ from placeray.contracts import validate_document
 from placeray.errors import ContractError, MapError, StorageError
 
 FORMAT_VERSION = 1
-KNOWN_FEATURES: frozenset[str] = frozenset()
+TOMBSTONES = "tombstones"
+KNOWN_FEATURES: frozenset[str] = frozenset({TOMBSTONES})
 CURRENT = "CURRENT"
 _VERSION = re.compile(r"v\d{4,}")
 
@@ -133,14 +138,18 @@ def find_build(root: str, build_key: str) -> str | None:
     return None
 
 
-def publish(root: str, manifest: Manifest) -> Manifest:
-    """Write the next version of a map and make it CURRENT; returns the manifest with its version.
+def publish(root: str, manifest: Manifest, *, parent: str | None = None) -> Manifest:
+    """Write the next version of a map and make the newest one CURRENT; returns the manifest with its version.
+
+    Args:
+        parent: the version that `manifest` continues; the newest one when None.
 
     Raises:
         ContractError: the manifest does not fit index_manifest/v1.
+        MapError: somebody else has published a version after `parent`.
     """
-    existing = versions(root)
-    parent = existing[-1] if existing else None
+    if parent is None:
+        parent = versions(root)[-1] if versions(root) else None
     name = f"v{int(parent[1:]) + 1 if parent else 1:04d}"
     complete = {
         **manifest,
@@ -149,9 +158,29 @@ def publish(root: str, manifest: Manifest) -> Manifest:
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     validate_document(complete, "index_manifest/v1")
-    storage.commit_manifest(storage.join(root, name), complete)
-    make_current(root, name)
+    _write_once(storage.join(root, name, storage.MANIFEST), complete, name)
+    advance(root)
     return complete
+
+
+def _write_once(uri: str, manifest: Manifest, name: str) -> None:
+    """Write a manifest whole, unless there is one: a link is made or refused in one step, whoever else writes."""
+    final = storage.local_path(uri)
+    draft = final.with_name(f".{uuid.uuid4().hex}.draft")
+    storage.write_json(str(draft), manifest)
+    try:
+        os.link(draft, final)
+    except FileExistsError:
+        raise MapError(f"another update published {name} meanwhile: run it again") from None
+    finally:
+        draft.unlink()
+
+
+def advance(root: str) -> None:
+    """Make the newest version CURRENT; of several writers at once none can move it back."""
+    with storage.local_path(storage.join(root, ".current.lock")).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a killed process loses it
+        make_current(root, versions(root)[-1])
 
 
 def make_current(root: str, version: str) -> None:

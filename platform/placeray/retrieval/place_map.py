@@ -23,11 +23,12 @@ from placeray.retrieval.filters import Filter, select
 from placeray.retrieval.first_stage import CodeRange, Engine, make_pool, search_codes
 from placeray.retrieval.float_store import FloatStores
 from placeray.retrieval.inverted import InvertedLists
-from placeray.retrieval.manifest import Manifest, read_map_manifest
+from placeray.retrieval.manifest import Manifest, current_version, read_map_manifest
 from placeray.retrieval.merge import Keys, distances_of, rows_of
 from placeray.retrieval.queries import checked_queries
 from placeray.retrieval.rerank import rerank
 from placeray.retrieval.shard import Shard
+from placeray.retrieval.tombstones import live_mask
 
 Floats = NDArray[np.float32]
 
@@ -69,9 +70,12 @@ class PlaceMap:
             self._first_rows if self.descriptor_dim else [],
             self.descriptor_dim,
         )
+        masks = [live_mask(root, entry) for entry in entries]
+        # (N,) rows that are not removed, None when none is; a removed photo keeps its row number.
+        self.live = _joined_masks(masks, [entry["shard"]["rows"] for entry in entries])
         self._ranges = [
-            CodeRange(shard.codes, first_row)
-            for shard, first_row in zip(self._shards, self._first_rows, strict=True)
+            CodeRange(shard.codes, first_row, mask)
+            for shard, first_row, mask in zip(self._shards, self._first_rows, masks, strict=True)
             if shard.codes is not None
         ]
         self._lists = self._open_lists()
@@ -88,10 +92,23 @@ class PlaceMap:
         Raises:
             MapError: no map, a damaged one, or one of a newer format; the message names the file.
         """
-        return cls(uri, read_map_manifest(uri, version), num_threads=num_threads)
+        while True:
+            name = version or current_version(uri)
+            try:
+                return cls(uri, read_map_manifest(uri, name), num_threads=num_threads)
+            except MapError:
+                # Replaced and pruned between two steps: the next version is there. Anything else is damage.
+                if version is not None or current_version(uri) == name:
+                    raise
 
     def __len__(self) -> int:
+        """Rows of the map, those of removed photos too."""
         return int(self.manifest["counts"]["rows"])
+
+    @property
+    def num_live(self) -> int:
+        """Photos that a search can return."""
+        return len(self) if self.live is None else int(self.live.sum())
 
     def __enter__(self) -> "PlaceMap":
         return self
@@ -229,7 +246,10 @@ class PlaceMap:
         return chosen
 
     def rows(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Who the photos are, in row order: the columns of descriptors/v1 but the vectors, and `cell`."""
+        """Who the photos are, in row order: the columns of descriptors/v1 but the vectors, and `cell`.
+
+        Removed photos keep their rows and are here too; `live` tells them apart.
+        """
         tables = [shard.table.select(list(columns)) if columns else shard.table for shard in self._shards]
         if tables:
             return pa.concat_tables(tables)
@@ -323,7 +343,7 @@ class PlaceMap:
 
     def _search_exhaustive(self, codes: Bytes | None, descriptors: Floats, top_k: int) -> SearchResult:
         began = time.perf_counter()
-        rows, similarity = search_exhaustive(descriptors, self._floats, top_k)
+        rows, similarity = search_exhaustive(descriptors, self._floats, top_k, self.live)
         timings = {"exhaustive": (time.perf_counter() - began) * 1e3}
         distances = np.full(rows.shape, -1, dtype=np.int32)
         if codes is not None and self.code_bits:
@@ -348,3 +368,16 @@ class PlaceMap:
             here = shard_of == shard
             codes[here] = self._ranges[shard].codes[rows[here] - self._first_rows[shard]]
         return codes
+
+
+def _joined_masks(
+    masks: Sequence[NDArray[np.bool_] | None], num_rows: Sequence[int]
+) -> NDArray[np.bool_] | None:
+    if all(mask is None for mask in masks):
+        return None
+    return np.concatenate(
+        [
+            np.ones(n, dtype=np.bool_) if mask is None else mask
+            for mask, n in zip(masks, num_rows, strict=True)
+        ]
+    )

@@ -1,0 +1,241 @@
+"""Add, replace and remove photos of a map as a new version that shares all shards of the old one.
+
+Planned from small things only: the ids of the new photos and the id columns of the map. New photos become new shards
+behind the old ones; removed and replaced ones become tombstones. Nothing old is rewritten.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+from numpy.typing import NDArray
+from pydantic import Field
+
+from placeray import __version__, storage
+from placeray.config import Config
+from placeray.errors import MapError
+from placeray.retrieval.build import ROWS_FILE, build_shard, finished_shard, shard_folder
+from placeray.retrieval.manifest import (
+    TOMBSTONES,
+    Manifest,
+    advance,
+    compose,
+    fingerprint,
+    publish,
+    read_map_manifest,
+    versions,
+)
+from placeray.retrieval.merge import check_num_rows
+from placeray.retrieval.plan import IndexConfig, plan_map
+from placeray.retrieval.tombstones import live_mask, write_tombstones
+
+Part = dict[str, Any]
+Rows = NDArray[np.int64]
+MODEL_KEYS = ("model_id", "preprocessing", "code_bits", "descriptor_dim")
+
+
+class UpdateConfig(Config):
+    """What changes in a map."""
+
+    replace: bool = Field(
+        default=False, description="an added photo takes the place of the one with its image_id"
+    )
+    remove: tuple[str, ...] = Field(default=(), description="image ids to remove")
+    remove_file: str | None = Field(
+        default=None,
+        description="more of them: a text file, one a line, or the column image_id of .parquet or .csv",
+    )
+    ignore_unknown: bool = Field(default=False, description="ids to remove that the map lacks are no error")
+
+
+class UpdatePlan(NamedTuple):
+    """One update of one version. `finished`: the manifest it led to, when it ran before."""
+
+    root: str
+    parent: Manifest
+    request: str
+    parts: list[Part]
+    dead: dict[int, Rows]  # shard number -> all its removed rows, where this update removes some
+    removed: int
+    replaced: int
+    unknown: int
+    finished: Manifest | None = None
+
+
+def plan_update(root: str, config: UpdateConfig, descriptors: str | None = None) -> UpdatePlan:
+    """Plan the update of the newest version of a map, without writing anything but CURRENT.
+
+    Raises:
+        StorageError: the descriptors are not finished.
+        MapError: no map; another model; photos that the map has already; ids it lacks; nothing to do.
+    """
+    if not versions(root):
+        raise MapError(f"{storage.resolve(root)} is no map: build one with jobs/index.py first")
+    advance(root)  # a writer killed before this step had published
+    parent = read_map_manifest(root)
+    ids = sorted({*config.remove, *(_read_ids(config.remove_file) if config.remove_file else [])})
+    if descriptors is None and not ids:
+        raise MapError(
+            "an update without descriptors to add or ids to remove changes nothing: give one of them"
+        )
+    source = None if descriptors is None else storage.read_manifest(descriptors)
+    request = fingerprint([source and [source["fingerprint"], source["properties"]], ids, config.replace])
+    if parent.get("update", {}).get("request") == request:
+        return UpdatePlan(root, parent, request, [], {}, 0, 0, 0, finished=parent)
+    parts: list[Part] = []
+    added = pa.array([], pa.string())
+    if descriptors is not None and source is not None:
+        _check_fits(parent, source["properties"], descriptors)
+        parts = plan_map(descriptors, IndexConfig(**parent["config"]))["shards"]
+        files = [storage.join(descriptors, file["path"]) for file in source["files"]]
+        added = pa.concat_tables([storage.read_table(uri, ["image_id"]) for uri in files])[
+            "image_id"
+        ].combine_chunks()
+        check_num_rows(parent["counts"]["rows"] + len(added))
+    dead, removed, replaced = _find_dead(root, parent, pa.array(ids, pa.string()), added, config)
+    return UpdatePlan(root, parent, request, parts, dead, removed, replaced, len(ids) - removed)
+
+
+def run_update(root: str, config: UpdateConfig, descriptors: str | None = None) -> Manifest:
+    """Plan, build and publish an update in this process; the Ray job builds the shards elsewhere."""
+    plan = plan_update(root, config, descriptors)
+    if plan.finished is not None:
+        return plan.finished
+    shards = [finished_shard(part, root) or build_shard(part, str(descriptors), root) for part in plan.parts]
+    return finish_update(plan, shards)
+
+
+def finish_update(plan: UpdatePlan, shards: Sequence[dict[str, Any]]) -> Manifest:
+    """Publish a planned update whose shards are all there.
+
+    Raises:
+        MapError: another update was published meanwhile; nothing is lost, run it again.
+    """
+    entries = [dict(entry) for entry in plan.parent["shards"]]
+    for number, rows in plan.dead.items():
+        entries[number]["tombstones"] = write_tombstones(
+            plan.root, entries[number]["shard"]["shard_id"], rows
+        )
+    manifest = with_entries(plan.parent, entries, shards)
+    manifest["build_key"] = fingerprint([plan.parent["build_key"], plan.request])
+    manifest["update"] = {"request": plan.request, "removed": plan.removed, "replaced": plan.replaced}
+    if shards:
+        manifest = refresh_index(plan.root, manifest)
+        check_index(manifest)
+    return publish(plan.root, manifest, parent=plan.parent["version"])
+
+
+def refresh_index(root: str, manifest: Manifest) -> Manifest:
+    """The manifest with an index that covers its shards; for now as it is."""
+    return manifest
+
+
+def check_index(manifest: Manifest) -> None:
+    """Raises MapError when the map has lists that leave out some of its shards: nobody could open it."""
+    index = manifest["index"]
+    if index["type"] != "ivf":
+        return
+    covered = {path.rsplit("/", 1)[-1] for path in index.get("files", [])}
+    missing = [entry for entry in manifest["shards"] if entry["shard"]["shard_id"] not in covered]
+    if missing:
+        raise MapError(
+            f"the inverted lists do not cover {len(missing)} of the {len(manifest['shards'])} shards: "
+            "build the map again with jobs/index.py, or build it without lists"
+        )
+
+
+def with_entries(
+    parent: Manifest, entries: Sequence[Mapping[str, Any]], shards: Sequence[dict[str, Any]]
+) -> Manifest:
+    """A manifest like `parent` of some shards with their tombstones and, behind them, new ones."""
+    plan = {key: parent[key] for key in ("build_key", "model", "config", "source")}
+    plan["cell_level"] = parent["geo"]["cell_level"]
+    fresh = compose(plan, [*(entry["shard"] for entry in entries), *shards])
+    for new, old in zip(fresh["shards"], entries, strict=False):
+        if "tombstones" in old:
+            new["tombstones"] = old["tombstones"]
+    dead = sum(entry["tombstones"]["rows"] for entry in fresh["shards"] if "tombstones" in entry)
+    requires = {*parent["requires"]} - {TOMBSTONES} | ({TOMBSTONES} if dead else set())
+    counts = {**fresh["counts"], "removed": dead}
+    builder = {"name": "placeray", "version": __version__}
+    carried = {
+        key: value for key, value in parent.items() if key not in ("update", "version", "parent_version")
+    }
+    changed = {"requires": sorted(requires), "counts": counts, "builder": builder, "geo": fresh["geo"]}
+    return {**carried, **changed, "shards": fresh["shards"]}
+
+
+def _check_fits(parent: Manifest, properties: Mapping[str, Any], descriptors: str) -> None:
+    mine = parent["model"]
+    different = [
+        f"{key} {properties[key]!r} instead of {mine[key]!r}"
+        for key in MODEL_KEYS
+        if properties[key] != mine[key]
+    ]
+    if different:
+        raise MapError(
+            f"{storage.resolve(descriptors)} does not fit the map: {', '.join(different)}; "
+            "describe the photos with the model of the map"
+        )
+
+
+def _find_dead(
+    root: str, parent: Manifest, ids: pa.Array, added: pa.Array, config: UpdateConfig
+) -> tuple[dict[int, Rows], int, int]:
+    """All removed rows of each shard that loses some; how many of `ids` and of `added` the map has."""
+    dead: dict[int, Rows] = {}
+    removed, doubles = [pa.array([], pa.string())], [pa.array([], pa.string())]
+    for number, entry in enumerate(parent["shards"]):
+        here = _ids_of(root, entry)
+        gone = pc.is_in(here, value_set=ids).to_numpy(zero_copy_only=False)
+        double = pc.is_in(here, value_set=added).to_numpy(zero_copy_only=False)
+        live = live_mask(root, entry)
+        if live is not None:
+            gone, double = gone & live, double & live
+        removed.append(here.filter(pa.array(gone)))
+        doubles.append(here.filter(pa.array(double & ~gone)))
+        if (gone | double).any():
+            dead[number] = np.flatnonzero(gone | double | (False if live is None else ~live))
+    found, twice = pa.concat_arrays(removed), pa.concat_arrays(doubles)
+    if len(twice) and not config.replace:
+        raise MapError(
+            f"the map has {len(twice)} of the added photos already, such as {twice[0]}: "
+            "set replace=true, or leave them out"
+        )
+    if len(found) < len(ids) and not config.ignore_unknown:
+        unknown = ids.filter(pc.invert(pc.is_in(ids, value_set=found)))
+        raise MapError(
+            f"the map lacks {len(unknown)} of the {len(ids)} photos to remove, such as {unknown[0]}: "
+            "correct the list, or set ignore_unknown=true"
+        )
+    return dead, len(found), len(twice)
+
+
+def _ids_of(root: str, entry: Mapping[str, Any]) -> pa.Array:
+    """image_id (n,) of all rows of a shard, memory-mapped."""
+    path = shard_folder(root, entry["shard"]["shard_id"]) / ROWS_FILE
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise MapError(f"{path} is damaged: {error}") from None
+    return table["image_id"].combine_chunks()
+
+
+def _read_ids(uri: str) -> list[str]:
+    suffix = Path(uri).suffix.lower()
+    if suffix not in (".parquet", ".csv"):
+        return [line.strip() for line in storage.read_text(uri).splitlines() if line.strip()]
+    if suffix == ".parquet":
+        table = storage.read_table(uri)
+    else:
+        with storage.open_read(uri) as file:
+            as_text = pyarrow.csv.ConvertOptions(column_types={"image_id": pa.string()})
+            table = pyarrow.csv.read_csv(file, convert_options=as_text)
+    if "image_id" not in table.column_names:
+        raise MapError(f"{storage.resolve(uri)} has no column image_id: name the ids to remove in one")
+    ids: list[str] = table["image_id"].drop_null().to_pylist()
+    return ids
