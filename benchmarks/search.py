@@ -38,8 +38,8 @@ from placeray.retrieval.map_lists import (
     Queries,
     build_lists,
     calibrate,
+    calibrated,
     learn_quantizer,
-    with_lists,
 )
 from placeray.retrieval.place_map import PlaceMap, default_shortlist
 from placeray.retrieval.plan import IndexConfig
@@ -253,7 +253,7 @@ def give_lists(root: Path, manifest: Manifest, city: City) -> tuple[Manifest, di
     }
     figures = {name: round(value, 1) for name, value in times.items()}
     measure.say(f"lists {config.lists}, probes {found.nprobe}, hit rate {found.hit_rate:.3f}; {figures}")
-    return with_lists(manifest, quantizer, found), {"lists": config.lists, "nprobe": found.nprobe, **figures}
+    return calibrated(manifest, quantizer, found), {"lists": config.lists, "nprobe": found.nprobe, **figures}
 
 
 def hit_rates(place_map: PlaceMap, city: City, size: int) -> dict[str, float]:

@@ -23,10 +23,10 @@ from placeray.retrieval.manifest import (
 from placeray.retrieval.map_lists import (
     build_lists,
     calibrate,
+    calibrated,
     learn_quantizer,
     queries_of_descriptors,
     wanted_lists,
-    with_lists,
 )
 from placeray.retrieval.plan import IndexConfig, build_key_of, plan_map
 
@@ -119,7 +119,7 @@ def build_index(
         write_lists(output, complete, quantizer, num_workers=num_workers, num_cpus=num_cpus)
         if existing is None:
             asked = None if queries is None else queries_of_descriptors(queries, complete)
-            complete = with_lists(complete, quantizer, calibrate(output, complete, quantizer, config, asked))
+            complete = calibrated(complete, quantizer, calibrate(output, complete, quantizer, config, asked))
     manifest = existing or publish(output, complete)
     make_current(output, manifest["version"])
     built = sum(shard is None for shard in finished.values())

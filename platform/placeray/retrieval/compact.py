@@ -35,7 +35,7 @@ from placeray.retrieval.mapped import MappedFile
 from placeray.retrieval.plan import sorted_order
 from placeray.retrieval.shard import Shard
 from placeray.retrieval.tombstones import live_mask
-from placeray.retrieval.update import check_index, refresh_index, with_entries
+from placeray.retrieval.update import refresh_index, with_entries
 
 Rows = NDArray[np.int64]
 ROWS_AT_ONCE = 65_536
@@ -78,7 +78,6 @@ def compact(root: str, *, max_dead: float = 0.2, max_overlap: float = 0.2) -> Ma
     if "update" in parent:  # the last update is still in: running it again does nothing
         manifest["update"] = parent["update"]
     manifest = refresh_index(root, manifest)
-    check_index(manifest)
     return publish(root, manifest, parent=parent["version"])
 
 

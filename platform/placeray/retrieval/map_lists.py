@@ -60,7 +60,7 @@ def learn_quantizer(root: str, manifest: Manifest, num_lists: int) -> str:
     folder = storage.local_path(storage.join(root, path))
     if not is_finished(folder):
         with PlaceMap(root, {**manifest, "index": {"type": "flat"}}, num_threads=1) as place_map:
-            rows = _evenly(len(place_map), num_lists * SAMPLE_PER_LIST)
+            rows = _evenly(place_map, num_lists * SAMPLE_PER_LIST)
             save_quantizer(folder, train(place_map.codes_of(rows), num_lists))
     return path
 
@@ -77,17 +77,23 @@ def build_lists(root: str, quantizer: str, shard: dict[str, Any]) -> str:
     return path
 
 
-def with_lists(manifest: Manifest, quantizer: str, calibration: Calibration) -> Manifest:
-    """The manifest of a map whose shards all have lists."""
+def with_lists(manifest: Manifest, quantizer: str, nprobe: int, calibration: dict[str, Any]) -> Manifest:
+    """The manifest of a map whose shards all have lists; `calibration` is Calibration.as_json and the `rows` it saw."""
     folders = [f"{quantizer}/{entry['shard']['shard_id']}" for entry in manifest["shards"]]
     index = {
         "type": "ivf",
         "quantizer": quantizer,
-        "nprobe": calibration.nprobe,
-        "calibration": {**calibration.as_json(), "rows": manifest["counts"]["rows"]},
+        "nprobe": nprobe,
+        "calibration": calibration,
         "files": [quantizer, *folders],
     }
     return {**manifest, "index": index}
+
+
+def calibrated(manifest: Manifest, quantizer: str, found: Calibration) -> Manifest:
+    """`with_lists` right after a calibration."""
+    rows = manifest["counts"]["rows"] - manifest["counts"].get("removed", 0)
+    return with_lists(manifest, quantizer, found.nprobe, {**found.as_json(), "rows": rows})
 
 
 def calibrate(
@@ -118,7 +124,7 @@ def calibrate(
 
 def queries_of_map(place_map: PlaceMap, count: int, seed: int = 0) -> Queries:
     """Evenly chosen photos of the map, with NOISE of their bits flipped."""
-    rows = _evenly(len(place_map), count)
+    rows = _evenly(place_map, count)
     codes = place_map.codes_of(rows)
     flips = np.random.default_rng(seed).random((len(rows), place_map.code_bits)) < NOISE
     lat, lon = _positions(place_map, rows)
@@ -204,8 +210,10 @@ def _positions(
     return lat, lon
 
 
-def _evenly(num_rows: int, count: int) -> NDArray[np.int64]:
-    """At most `count` rows, evenly spread."""
-    count = min(count, num_rows)
-    rows: NDArray[np.int64] = (np.arange(count) * num_rows) // max(count, 1)
+def _evenly(place_map: PlaceMap, count: int) -> NDArray[np.int64]:
+    """At most `count` rows that are not removed, evenly spread."""
+    live = place_map.live
+    count = min(count, place_map.num_live)
+    numbers = (np.arange(count) * place_map.num_live) // max(count, 1)
+    rows: NDArray[np.int64] = numbers if live is None else np.flatnonzero(live)[numbers]
     return rows

@@ -29,6 +29,7 @@ from placeray.retrieval.manifest import (
     read_map_manifest,
     versions,
 )
+from placeray.retrieval.map_lists import build_lists, calibrate, calibrated, with_lists
 from placeray.retrieval.merge import check_num_rows
 from placeray.retrieval.plan import IndexConfig, plan_map
 from placeray.retrieval.tombstones import live_mask, write_tombstones
@@ -36,6 +37,10 @@ from placeray.retrieval.tombstones import live_mask, write_tombstones
 Part = dict[str, Any]
 Rows = NDArray[np.int64]
 MODEL_KEYS = ("model_id", "preprocessing", "code_bits", "descriptor_dim")
+
+
+# By this share a map may grow or shrink before its lists are calibrated again.
+_MAY_CHANGE = 0.2
 
 
 class UpdateConfig(Config):
@@ -125,27 +130,27 @@ def finish_update(plan: UpdatePlan, shards: Sequence[dict[str, Any]]) -> Manifes
     manifest["update"] = {"request": plan.request, "removed": plan.removed, "replaced": plan.replaced}
     if shards:
         manifest = refresh_index(plan.root, manifest)
-        check_index(manifest)
     return publish(plan.root, manifest, parent=plan.parent["version"])
 
 
 def refresh_index(root: str, manifest: Manifest) -> Manifest:
-    """The manifest with an index that covers its shards; for now as it is."""
-    return manifest
+    """The manifest with lists for all its shards, where it had lists: new photos join those that there are.
 
-
-def check_index(manifest: Manifest) -> None:
-    """Raises MapError when the map has lists that leave out some of its shards: nobody could open it."""
+    The number of lists to probe stays what it was calibrated to, until the map has changed by a fifth; then it is
+    measured again, on photos of the map.
+    """
     index = manifest["index"]
     if index["type"] != "ivf":
-        return
-    covered = {path.rsplit("/", 1)[-1] for path in index.get("files", [])}
-    missing = [entry for entry in manifest["shards"] if entry["shard"]["shard_id"] not in covered]
-    if missing:
-        raise MapError(
-            f"the inverted lists do not cover {len(missing)} of the {len(manifest['shards'])} shards: "
-            "build the map again with jobs/index.py, or build it without lists"
-        )
+        return manifest
+    for entry in manifest["shards"]:
+        build_lists(root, index["quantizer"], entry["shard"])
+    covered = with_lists(manifest, index["quantizer"], index["nprobe"], index["calibration"])
+    rows = manifest["counts"]["rows"] - manifest["counts"].get("removed", 0)
+    if abs(rows - index["calibration"]["rows"]) <= _MAY_CHANGE * index["calibration"]["rows"]:
+        return covered
+    config = IndexConfig(**manifest["config"])
+    found = calibrate(root, manifest, index["quantizer"], config)
+    return calibrated(manifest, index["quantizer"], found)
 
 
 def with_entries(

@@ -11,19 +11,21 @@ from placeray.errors import MapError
 from placeray.retrieval import popcount_scan
 from placeray.retrieval.calibration import choose, lists_needed
 from placeray.retrieval.codes import hamming
+from placeray.retrieval.compact import compact
 from placeray.retrieval.lists import open_lists, verify
 from placeray.retrieval.manifest import publish, read_map_manifest
 from placeray.retrieval.map_lists import (
     build_lists,
     calibrate,
+    calibrated,
     learn_quantizer,
     queries_of_descriptors,
     wanted_lists,
-    with_lists,
 )
 from placeray.retrieval.place_map import PlaceMap
 from placeray.retrieval.plan import IndexConfig
 from placeray.retrieval.quantizer import nearest, train
+from placeray.retrieval.update import UpdateConfig, run_update
 
 Make = Callable[..., Any]
 
@@ -43,7 +45,7 @@ def give_lists(root: str, config: IndexConfig, queries: str | None = None) -> di
         build_lists(root, quantizer, entry["shard"])
     asked = None if queries is None else queries_of_descriptors(queries, manifest)
     found = calibrate(root, manifest, quantizer, config, asked, num_threads=2)
-    return publish(root, with_lists(manifest, quantizer, found))
+    return publish(root, calibrated(manifest, quantizer, found))
 
 
 def test_training_is_deterministic_and_fills_every_list() -> None:
@@ -147,6 +149,37 @@ def test_the_build_resumes_and_damage_is_named(make_descriptors: Make, make_map:
     (folder / "lists.json").unlink()
     with pytest.raises(MapError, match=r"lists\.json cannot be read"):
         PlaceMap.open(root)
+
+
+def test_updates_keep_the_lists_complete(make_descriptors: Make, make_map: Make) -> None:
+    """After adding, removing and compacting, all lists together are all photos, and removed ones are in no answer."""
+    rng = np.random.default_rng(7)
+    codes = draw_streets(rng, 80)
+    lat, lon = np.repeat(rng.uniform(47, 48, 80), 5), np.repeat(rng.uniform(8, 9, 80), 5)
+    names = [f"photo-{row:06d}" for row in range(400)]
+
+    def some(rows: slice) -> str:
+        return make_descriptors(codes[rows], lat=lat[rows], lon=lon[rows], more={"image_id": names[rows]})
+
+    root = make_map(some(slice(0, 300)), rows_per_shard=110)
+    first = give_lists(root, IndexConfig(lists=25))
+    added = run_update(root, UpdateConfig(remove=tuple(names[10:40])), some(slice(300, 400)))
+    assert added["index"]["quantizer"] == first["index"]["quantizer"]
+    assert len(added["index"]["files"]) == 1 + added["counts"]["shards"]
+    assert added["index"]["calibration"]["rows"] == 370  # measured again: 300 photos have become 370
+    few = run_update(root, UpdateConfig(remove=tuple(names[40:45])))
+    assert few["index"] == added["index"]
+    for manifest in (few, compact(root)):
+        with PlaceMap.open(root, version=manifest["version"]) as place_map:
+            ids = np.array(place_map.rows(["image_id"])["image_id"].to_pylist())
+            exact = place_map.search(codes[::7], None, top_k=15, mode="exact")
+            listed = place_map.search(codes[::7], None, top_k=15, mode="ivf", nprobe=99)
+            np.testing.assert_array_equal(exact.rows, listed.rows)
+            assert not set(ids[listed.rows.ravel()]) & set(names[10:45])
+            assert place_map.search(codes[::7], None, top_k=1, mode="ivf").rows.min() >= 0
+    with PlaceMap.open(root) as place_map:
+        assert place_map.live is None
+        assert len(place_map) == 365
 
 
 def test_lists_are_refused_where_there_are_none(

@@ -9,7 +9,6 @@ import pytest
 
 from placeray.errors import MapError
 from placeray.retrieval import manifest as manifests
-from placeray.retrieval.build import build_shard
 from placeray.retrieval.manifest import current_version, read_map_manifest, versions
 from placeray.retrieval.place_map import PlaceMap
 from placeray.retrieval.update import UpdateConfig, finish_update, plan_update, run_update
@@ -138,16 +137,3 @@ def test_a_writer_killed_before_current_is_completed(city: Any) -> None:
     (Path(root) / "CURRENT").write_text("v0001\n")
     assert run_update(root, wanted)["version"] == "v0002"
     assert (versions(root), current_version(root)) == (["v0001", "v0002"], "v0002")
-
-
-def test_lists_that_miss_the_added_photos_are_not_published(
-    city: Any, make_descriptors: Make, draw_random: Make
-) -> None:
-    root, _, _ = city
-    folder, _, _ = extra(make_descriptors, draw_random, 50, 3)
-    plan = plan_update(root, UpdateConfig(), folder)
-    index = {"type": "ivf", "quantizer": "ivf/q", "nprobe": 1, "files": ["ivf/q"]}
-    plan = plan._replace(parent={**plan.parent, "index": index})
-    with pytest.raises(MapError, match="lists do not cover 4 of the 4 shards"):
-        finish_update(plan, [build_shard(part, folder, root) for part in plan.parts])
-    assert versions(root) == ["v0001"]
