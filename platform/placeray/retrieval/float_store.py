@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from placeray.retrieval import popcount_scan
 from placeray.retrieval.mapped import MappedFile
 
 DescriptorType = Literal["int8", "float16", "float32"]
@@ -39,6 +40,7 @@ class FloatStore:
         self._file = MappedFile(folder / FILE_OF_TYPE[dtype], num_rows * row_bytes)
         self._file.advise_random()
         values = self._file.bytes.reshape(num_rows, row_bytes).view(dtype)
+        self.padded: NDArray[np.generic] = values  # (n, row_bytes / item size)
         self.rows: NDArray[np.generic] = values[:, :descriptor_dim]  # (n, D) of the stored type
         self.scales: NDArray[np.float32] | None = None  # (n,), int8 only
         if dtype == "int8":
@@ -74,14 +76,45 @@ class FloatStores:
         double the time, so it stops as soon as a gather reads nothing.
         """
         self._cold.begin()
+        places = self._announced(rows)
+        copies = [self._copy(shards, len(shortlist)) for shards, shortlist in zip(places, rows, strict=True)]
+        self._cold.end()
+        return copies
+
+    @property
+    def can_multiply(self) -> bool:
+        """Whether `products` is to be had: 8-bit descriptors and compiled loops at hand."""
+        return popcount_scan.loaded() and all(store.scales is not None for store in self.stores)
+
+    def products(
+        self, rows: Sequence[NDArray[np.int64]], queries: Sequence[NDArray[np.int8]]
+    ) -> list[tuple[NDArray[np.float64], NDArray[np.float32]]]:
+        """Integer products (S,) of each query (D,) int8 with its shortlist of global rows (S,), and their scales (S,).
+
+        The same as multiplying what `gather` copies, in half the time: rows are read where they lie.
+        """
+        self._cold.begin()
+        found = []
+        for shards, shortlist, query in zip(self._announced(rows), rows, queries, strict=True):
+            products, scales = np.empty(len(shortlist)), np.empty(len(shortlist), dtype=np.float32)
+            for number, where, local in shards:
+                store = self.stores[number]
+                products[where] = popcount_scan.dots(store.padded, local, query)  # type: ignore[arg-type]
+                scales[where] = store.scales[local]  # type: ignore[index]
+            found.append((products, scales))
+        self._cold.end()
+        return found
+
+    def _announced(
+        self, rows: Sequence[NDArray[np.int64]]
+    ) -> list[list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]]:
+        """Where shortlists lie; all of it is announced to the system while the disk has to be read."""
         places = [self._places(shortlist) for shortlist in rows]
         if self._cold.seen:
             for shards in places:
                 for shard, _, local in shards:
                     self.stores[shard].advise_needed(local)
-        copies = [self._copy(shards, len(shortlist)) for shards, shortlist in zip(places, rows, strict=True)]
-        self._cold.end()
-        return copies
+        return places
 
     def gather_run(self, start: int, count: int) -> tuple[NDArray[np.generic], NDArray[np.float32] | None]:
         """Rows start ... start + count of the map: (count, D) as stored, scales (count,) or None."""

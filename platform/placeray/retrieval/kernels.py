@@ -386,3 +386,14 @@ def nearest_of(
                 while np.uint64(distances[j]) != smallest:
                     j += 1
                 found[i] = start + j
+
+
+@_compiled
+def dots(rows: Any, which: Any, query: Any, products: Any) -> None:
+    """Integer products of a query (D,) int16 with the rows `which` (S,) of (n, >= D) int8, where they lie in memory."""
+    for i in range(len(which)):
+        row = which[i]
+        total = np.int32(0)
+        for j in range(len(query)):
+            total += np.int32(rows[row, j]) * np.int32(query[j])
+        products[i] = total

@@ -6,6 +6,7 @@ first-level cache, so the codes are read from memory once per batch. Measured ag
 """
 
 import functools
+import sys
 from types import ModuleType
 
 import numpy as np
@@ -25,6 +26,11 @@ _CODES_AT_ONCE = 65_536
 def available() -> bool:
     """Whether numba can be imported here."""
     return _kernels() is not None
+
+
+def loaded() -> bool:
+    """Whether the compiled loops are in this process already: loading takes 0.7 s, which one query is not worth."""
+    return "placeray.retrieval.kernels" in sys.modules
 
 
 class Collector:
@@ -102,6 +108,15 @@ def nearest(centroids: Bytes, codes: Bytes) -> NDArray[np.int32]:
             found[start : start + len(some)],
         )  # fmt: skip
     return found
+
+
+def dots(rows: NDArray[np.int8], which: NDArray[np.int64], query: NDArray[np.int8]) -> NDArray[np.float64]:
+    """Exact products (S,) of a query (D,) with the rows `which` (S,) of (n, D or more), without copying them first."""
+    compiled = _kernels()
+    assert compiled is not None, "numba is not installed; ask loaded() first"
+    products = np.empty(len(which), dtype=np.float64)
+    compiled.dots(rows, which, query.astype(np.int16), products)
+    return products
 
 
 def _mask(allowed: Mask | None) -> Mask:

@@ -32,7 +32,10 @@ class Query(NamedTuple):
         if scales is None:
             # One dot product per row: a matrix product would round equal rows differently at its edges.
             return np.vecdot(rows.astype(np.float32, copy=False), self.floats)
-        products = integer_dots(rows, self.integers)
+        return self.scaled(integer_dots(rows, self.integers), scales)
+
+    def scaled(self, products: NDArray[np.float64], scales: Floats) -> Floats:
+        """Similarity (S,) of 8-bit rows with `scales` (S,) from their integer products (S,)."""
         similarity: Floats = (products * (scales.astype(np.float64) * self.scale)).astype(np.float32)
         return similarity
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from placeray.errors import MapError
+from placeray.retrieval import popcount_scan
 from placeray.retrieval.answers import SearchResult
 from placeray.retrieval.place_map import PlaceMap, default_shortlist
 
@@ -223,3 +224,17 @@ def test_records_are_the_photos_asked_for(make_descriptors: Make, make_map: Make
 
 def test_the_shortlist_grows_with_the_map() -> None:
     assert [default_shortlist(n) for n in (1, 10**6, 10**6 + 1, 10**8)] == [100, 100, 400, 1000]
+
+
+def test_comparing_in_place_gives_the_same_similarities(
+    make_descriptors: Make, make_map: Make, draw_tied: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several shards, rows with padding, a shortlist that is not full."""
+    codes, floats = draw_tied(np.random.default_rng(8), 90, 64, 100)
+    results = {}
+    for loaded in (True, False):
+        monkeypatch.setattr(popcount_scan, "loaded", lambda loaded=loaded: loaded)
+        with PlaceMap.open(make_map(make_descriptors(codes, floats), rows_per_shard=25)) as place_map:
+            results[loaded] = place_map.search(codes[::11], floats[::11], top_k=7, shortlist=120)
+    for name in ("rows", "hamming", "similarity"):
+        np.testing.assert_array_equal(getattr(results[True], name), getattr(results[False], name))
