@@ -312,7 +312,7 @@ def test_the_gradient_scaler_is_part_of_a_snapshot() -> None:
     run.step.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=True)
     snapshot = Snapshot.from_bytes(run.snapshot().to_bytes())
     assert snapshot.scaler["scale"] == 64.0
-    resumed = _Run(Tiny(), _loss, TinyFeed(), _config(), None, None, recorder, None, None)
+    resumed = _Run(Tiny(), _loss, TinyFeed(), _config(), None, None, None, recorder, None, None)
     resumed.step.scaler = torch.amp.GradScaler("cpu", enabled=True)
     resumed._resume(snapshot)
     assert resumed.step.scaler.get_scale() == 64.0
