@@ -105,6 +105,7 @@ def measured(root: str, sizes: list[tuple[int, int]], given: argparse.Namespace)
         },
         given.rounds,
     )
+    feed.close()
     return {name: photos / value for name, value in seconds.items()}
 
 

@@ -6,6 +6,7 @@ pixel is decoded; a JPEG is decoded at the smallest scale that still covers the 
 (seed, epoch, place, photo), so threads may finish in any order.
 """
 
+import itertools
 import queue
 import threading
 from collections import Counter, OrderedDict
@@ -49,6 +50,7 @@ class PlacesFeed:
 
     def __init__(self, places_root: str, config: TrainConfig) -> None:
         self._config = config
+        self._ahead: _Reader | None = None
         self.fingerprint = places_fingerprint(places_root)
         domains = list_domains(places_root)
         self._places = [place for domain in domains for place in domain.places]
@@ -77,27 +79,36 @@ class PlacesFeed:
     def epoch(self, number: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's share of the batches of one epoch, read and decoded ahead by background threads.
 
+        The threads go on with the next epoch of the run when this one is read to its end, so that it does not begin
+        with an empty queue; no more batches are held for that. `close` stops them.
+
         Yields:
             (B, 3, size, size) float32 normalised photos, K of a place in a row, and (B,) int64 labels.
         """
-        feed = self._config.feed
-        stop = threading.Event()
-        ready: _Queue = queue.Queue(maxsize=feed.prefetch_batches)
-        with ThreadPoolExecutor(feed.decode_threads, thread_name_prefix="decode") as pool:
-            arguments = (number, first_step, pool, ready, stop)
-            reader = threading.Thread(
-                target=self._read_epoch, args=arguments, name="read-places", daemon=True
-            )
-            reader.start()
-            try:
-                while (item := ready.get()) is not None:
-                    if isinstance(item, BaseException):
-                        raise item
-                    yield item.finished()
-            finally:
-                stop.set()
-                reader.join()
-                pool.shutdown(cancel_futures=True)
+        reader, self._ahead = self._ahead, None
+        if reader is None or reader.position != (number, first_step):
+            if reader is not None:
+                reader.close()
+            reader = _Reader(self, number, first_step)
+        left = self.steps_per_epoch - first_step
+        try:
+            while left > 0:
+                batch = reader.next()
+                left -= 1
+                yield batch
+        finally:
+            if left <= 0 and number + 1 < self._config.epochs:
+                reader.position = (number + 1, 0)
+                self.close()  # of another, had two epochs been read side by side
+                self._ahead = reader
+            else:
+                reader.close()
+
+    def close(self) -> None:
+        """Stop reading ahead. The feed can be used again afterwards."""
+        if self._ahead is not None:
+            self._ahead.close()
+        self._ahead = None
 
     def _plan(self, epoch: int) -> Iterator[Batch]:
         config = self._config
@@ -106,26 +117,14 @@ class PlacesFeed:
             config.min_places_per_batch, fixed_order=config.batch_order == "fixed",
         )  # fmt: skip
 
-    def _read_epoch(
-        self,
-        epoch: int,
-        first_step: int,
-        pool: ThreadPoolExecutor,
-        ready: "_Queue",
-        stop: threading.Event,
-    ) -> None:
-        files = _OpenFiles()
-        try:
-            for step, batch in enumerate(self._plan(epoch)):
-                if stop.is_set():
-                    return
-                if step >= first_step:
-                    _put(ready, self._start_batch(batch, epoch, files, pool), stop)
-            _put(ready, None, stop)
-        except BaseException as error:
-            _put(ready, error, stop)  # raised where the batch is asked for
-        finally:
-            files.close()
+    def _started(
+        self, epoch: int, first_step: int, files: "_OpenFiles", pool: ThreadPoolExecutor
+    ) -> Iterator["_Pending"]:
+        """Batches from one step of the run to its end, each begun when it is asked for."""
+        for number in range(epoch, max(epoch + 1, self._config.epochs)):
+            skipped = first_step if number == epoch else 0
+            for batch in itertools.islice(self._plan(number), skipped, None):
+                yield self._start_batch(batch, number, files, pool)
 
     def _start_batch(
         self, batch: Batch, epoch: int, files: "_OpenFiles", pool: ThreadPoolExecutor
@@ -142,6 +141,45 @@ class PlacesFeed:
             where = f"{batch.domain_file}, row {rows[place]}, photo {photos[place, photo]}"
             futures.append(pool.submit(_decode_into, pixels[at], data, self._config.augment, seed, where))
         return _Pending(pixels, np.repeat(labels, photos.shape[1]), futures)
+
+
+class _Reader:
+    """Threads that read and decode from one step of the run on, until closed; bounded by `prefetch_batches`."""
+
+    def __init__(self, feed: PlacesFeed, epoch: int, first_step: int) -> None:
+        config = feed._config.feed
+        self.position = (epoch, first_step)
+        self._stop = threading.Event()
+        self._ready: _Queue = queue.Queue(maxsize=config.prefetch_batches)
+        self._pool = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
+        self._thread = threading.Thread(
+            target=self._read, args=(feed, epoch, first_step), name="read-places", daemon=True
+        )
+        self._thread.start()
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """The next batch. Raises what went wrong while it was read or decoded."""
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item.finished()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _read(self, feed: PlacesFeed, epoch: int, first_step: int) -> None:
+        files = _OpenFiles()
+        try:
+            for batch in feed._started(epoch, first_step, files, self._pool):
+                _put(self._ready, batch, self._stop)
+                if self._stop.is_set():
+                    return
+        except BaseException as error:
+            _put(self._ready, error, self._stop)  # raised where the batch is asked for
+        finally:
+            files.close()
 
 
 @dataclass(frozen=True)
@@ -190,7 +228,7 @@ def _decode_into(
     target[:] = np.asarray(rand_augment(small, augment, Random(seed)))
 
 
-def _put(ready: "_Queue", item: "_Pending | BaseException | None", stop: threading.Event) -> None:
+def _put(ready: "_Queue", item: "_Pending | BaseException", stop: threading.Event) -> None:
     """Put into a bounded queue whose reader may have gone."""
     while not stop.is_set():
         try:
@@ -200,4 +238,4 @@ def _put(ready: "_Queue", item: "_Pending | BaseException | None", stop: threadi
             continue
 
 
-_Queue = queue.Queue[_Pending | BaseException | None]
+_Queue = queue.Queue[_Pending | BaseException]

@@ -20,6 +20,7 @@ from placeray.training.step import LossFunction, StepResult, TrainStep
 
 Batch = tuple[Tensor, Tensor]
 Judge = Callable[[nn.Module], dict[str, float]]
+Score = Callable[[dict[str, float]], float]
 
 
 class Feed(Protocol):
@@ -85,7 +86,8 @@ def fit(
     config: TrainConfig,
     *,
     judge: Judge | None = None,
-    score: Callable[[dict[str, float]], float] | None = None,
+    score: Score | None = None,
+    tie: Score | None = None,
     listener: Listener | None = None,
     resume: Snapshot | None = None,
     wrap: Callable[[nn.Module], nn.Module] | None = None,
@@ -98,13 +100,14 @@ def fit(
         feed:     batches by epoch.
         judge:    model -> metrics on held-out sets; None keeps the last weights.
         score:    metrics -> the number that picks the best epoch, larger is better; needed with `judge`.
+        tie:      metrics -> the number that decides between epochs of equal score; the earlier one if equal too.
         resume:   where an interrupted run stood.
         wrap:     makes the module that is called in a step, such as DistributedDataParallel.
 
     Raises:
         TrainingError: no batch to train on, or a loss that is not finite.
     """
-    return _Run(model, loss, feed, config, judge, score, listener or Silent(), resume, wrap).run()
+    return _Run(model, loss, feed, config, judge, score, tie, listener or Silent(), resume, wrap).run()
 
 
 class _Run:
@@ -117,7 +120,8 @@ class _Run:
         feed: Feed,
         config: TrainConfig,
         judge: Judge | None,
-        score: Callable[[dict[str, float]], float] | None,
+        score: Score | None,
+        tie: Score | None,
         listener: Listener,
         resume: Snapshot | None,
         wrap: Callable[[nn.Module], nn.Module] | None,
@@ -125,7 +129,7 @@ class _Run:
         if feed.steps_per_epoch == 0:
             raise TrainingError("an epoch has no batch: no domain has two places with enough photos")
         self.model, self.feed, self.config = model, feed, config
-        self.judge, self.score, self.listener = judge, score, listener
+        self.judge, self.score, self.tie, self.listener = judge, score, tie, listener
         optimizer = build_optimizer(model, config.optimizer)
         schedule = build_schedule(
             optimizer, config.optimizer, steps_per_epoch=feed.steps_per_epoch, epochs=config.epochs
@@ -185,9 +189,10 @@ class _Run:
 
     def _remember(self, metrics: dict[str, float]) -> None:
         assert self.score is not None, "fit with a judge needs a score"
-        value = self.score(metrics)
-        if self.progress.best_score is None or value > self.progress.best_score:
-            self.progress.best_score, self.progress.best_epoch = value, self.progress.epoch
+        value, tie = self.score(metrics), self.tie(metrics) if self.tie else 0.0
+        best = self.progress
+        if best.best_score is None or (value, tie) > (best.best_score, best.best_tie):
+            best.best_score, best.best_tie, best.best_epoch = value, tie, best.epoch
             self.progress.judged_without_gain = 0
             self.best = copied(changing_weights(self.model))
         else:

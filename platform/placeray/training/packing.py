@@ -130,7 +130,7 @@ class _Batches:
         at = (epoch, step)
         if at not in self._kept:
             if self._reading is None or self._next != at:
-                self.close()
+                self._leave()
                 self._reading = self.feed.epoch(epoch, step)
             self._kept = {key: batch for key, batch in self._kept.items() if key == (epoch, step - 1)}
             try:
@@ -143,6 +143,10 @@ class _Batches:
 
     def close(self) -> None:
         """Stop the threads that read ahead."""
+        self._leave()
+        self.feed.close()
+
+    def _leave(self) -> None:
         if self._reading is not None:
             self._reading.close()  # type: ignore[attr-defined]  # the feed yields from a generator
         self._reading = None

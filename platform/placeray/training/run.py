@@ -23,7 +23,7 @@ from placeray.training.gather import rank
 from placeray.training.loop import Feed, FitResult, Listener, fit
 from placeray.training.state import Snapshot
 from placeray.training.step import LossFunction
-from placeray.training.validation import ValidationSet, judge, load_validation_set, score
+from placeray.training.validation import ValidationSet, code_score, judge, load_validation_set, score
 
 
 class RunSpec(Config):
@@ -96,19 +96,25 @@ def train_once(
     model.to(device or torch.device("cpu"))
     prepare(model, train.recipe, reference=train.float_branch_drifts)
     model.train()
-    feed: RunFeed = shared.feed if shared else PlacesFeed(spec.normalized, train)
+    own = PlacesFeed(spec.normalized, train) if shared is None else None
+    feed: RunFeed = shared.feed if shared is not None else own  # type: ignore[assignment]  # one of the two is there
     sets = shared.sets if shared else validation_sets(spec)
-    result = fit(
-        model,
-        loss_of(train),
-        feed,
-        train,
-        judge=_judge(sets, train) if sets else None,
-        score=functools.partial(score, config=train.validation),
-        listener=listener,
-        resume=resume,
-        wrap=across_ranks,
-    )
+    try:
+        result = fit(
+            model,
+            loss_of(train),
+            feed,
+            train,
+            judge=_judge(sets, train) if sets else None,
+            score=functools.partial(score, config=train.validation),
+            tie=functools.partial(code_score, config=train.validation),
+            listener=listener,
+            resume=resume,
+            wrap=across_ranks,
+        )
+    finally:
+        if own is not None:
+            own.close()  # it may be reading an epoch that early stopping or an error has called off
     model_id = ""
     if rank() == 0:
         model_id = save_checkpoint(spec.output, model, _card(spec, started_from, feed, result))

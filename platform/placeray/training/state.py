@@ -35,6 +35,7 @@ class Progress:
     step_in_epoch: int = 0
     step: int = 0
     best_score: float | None = None
+    best_tie: float = 0.0  # what decided between epochs of this score
     best_epoch: int | None = None
     judged_without_gain: int = 0
     stopped: bool = False

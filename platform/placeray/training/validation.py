@@ -88,6 +88,16 @@ def score(metrics: dict[str, float], config: ValidationConfig) -> float:
     return float(np.mean([_score_of(metrics, name) for name in names]))
 
 
+def code_score(metrics: dict[str, float], config: ValidationConfig) -> float:
+    """R@1 + R@5 of the codes alone, which decides between epochs of equal `score`; 0 for a model without codes.
+
+    On a small map the shortlist holds nearly everything: re-ranking then hides how good the codes are.
+    """
+    names = [config.best_by] if config.best_by else [item.name for item in config.sets]
+    keys = [f"{name}/binary/recall_at_{k}" for name in names for k in (1, 5)]
+    return sum(metrics.get(key, 0.0) for key in keys) / len(names)
+
+
 def recalls(item: ValidationSet, database: Described, queries: Described, shortlist: int) -> dict[str, float]:
     """Recall of the stages that these descriptors allow: float (exhaustive), binary, two_stage."""
     ranked: dict[str, Rows] = {}

@@ -1,5 +1,6 @@
 """The feed: batches follow from (seed, epoch) alone, ranks share them out, broken photos are named."""
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,8 @@ def _config(**changes: object) -> TrainConfig:
 
 
 def _epoch(root: str, number: int, **changes: object) -> Batches:
-    return list(PlacesFeed(root, _config(**changes)).epoch(number))
+    with contextlib.closing(PlacesFeed(root, _config(**changes))) as feed:
+        return list(feed.epoch(number))
 
 
 def _equal(a: Batches, b: Batches) -> bool:
@@ -37,6 +39,7 @@ def _equal(a: Batches, b: Batches) -> bool:
 def test_an_epoch_shows_every_usable_place_once_with_k_photos(normalized: str) -> None:
     feed = PlacesFeed(normalized, _config())
     batches = list(feed.epoch(0))
+    feed.close()
     assert len(batches) == feed.steps_per_epoch == 4, (
         "6 places give 4 + 2, 5 places 3 + 2; a rest of one is evened out"
     )
@@ -72,8 +75,40 @@ def test_epochs_and_seeds_differ_in_order_and_pixels(normalized: str) -> None:
 
 
 def test_an_epoch_can_start_at_any_step(normalized: str) -> None:
-    feed = PlacesFeed(normalized, _config())
-    assert _equal(list(feed.epoch(2, first_step=1)), list(feed.epoch(2))[1:])
+    with contextlib.closing(PlacesFeed(normalized, _config())) as feed:
+        assert _equal(list(feed.epoch(2, first_step=1)), list(feed.epoch(2))[1:])
+
+
+def test_an_epoch_read_ahead_is_the_epoch_read_alone(normalized: str) -> None:
+    """Epochs in a row, one of them begun in the middle as after a restart, against each from a feed of its own."""
+    with contextlib.closing(PlacesFeed(normalized, _config(epochs=4))) as feed:
+        rest = list(feed.epoch(0, first_step=2))
+        found = [rest, *(list(feed.epoch(number)) for number in (1, 2, 3))]
+    alone = [_epoch(normalized, number) for number in range(4)]
+    assert _equal(found[0], alone[0][2:])
+    assert all(_equal(*pair) for pair in zip(found[1:], alone[1:], strict=True))
+
+
+def test_reading_goes_on_over_the_end_of_an_epoch_and_no_further_than_the_queue(
+    normalized: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    original = PlacesFeed._start_batch
+
+    def noting(self: PlacesFeed, batch: object, epoch: int, *rest: object) -> object:
+        started.append(epoch)
+        return original(self, batch, epoch, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PlacesFeed, "_start_batch", noting)
+    before = set(threading.enumerate())
+    feed = PlacesFeed(normalized, _config(epochs=2, feed={"prefetch_batches": 1}))
+    list(feed.epoch(0))
+    threading.Event().wait(0.5)
+    assert 1 <= started.count(1) <= 2, "one waits, one is being put"
+    feed.close()  # as early stopping does
+    assert set(threading.enumerate()) == before
+    list(feed.epoch(1))
+    assert set(threading.enumerate()) == before, "nothing is read beyond the last epoch"
 
 
 @pytest.mark.parametrize("world", [2, 3])

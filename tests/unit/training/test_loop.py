@@ -1,5 +1,6 @@
 """The loop on a tiny stand-in for the model: steps, judgement, best weights, early stopping and exact resume."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from placeray.training.loop import FitResult, Silent, StepReport, _Run, fit
 from placeray.training.optimizer import build_optimizer, build_schedule
 from placeray.training.state import Snapshot, changing_weights, copied, load_changing
 from placeray.training.step import TrainStep
+from placeray.training.validation import code_score, score
 
 PLACES, PHOTOS = 6, 3
 
@@ -131,6 +133,24 @@ def test_best_weights_are_kept_and_their_figures_reported() -> None:
     assert result.progress.best_epoch == 2, "an equal score later is no gain"
     assert result.metrics["val/float/recall_at_1"] == 0.7
     assert _same(_weights(model), seen[1])
+
+
+def test_a_tie_goes_to_the_better_codes_then_to_the_earlier_epoch() -> None:
+    judged = iter([(0.9, 0.2), (0.9, 0.6), (0.9, 0.6), (0.8, 0.9), (0.9, 0.5), (0.9, 0.6)])
+
+    def judge(_: nn.Module) -> dict[str, float]:
+        whole, codes = next(judged)
+        return {f"val/{stage}/recall_at_{k}": value
+                for stage, value in (("two_stage", whole), ("binary", codes)) for k in (1, 5)}  # fmt: skip
+
+    config = _config(epochs=6, validation={"sets": [{"name": "val", "dataset": "d"}]})
+    result = fit(
+        Tiny(), _loss, TinyFeed(), config, judge=judge,
+        score=functools.partial(score, config=config.validation),
+        tie=functools.partial(code_score, config=config.validation),
+    )  # fmt: skip
+    assert result.progress.best_epoch == 2
+    assert result.metrics["val/binary/recall_at_1"] == 0.6
 
 
 def test_training_stops_when_patience_is_used_up() -> None:
@@ -288,11 +308,11 @@ def test_a_batch_of_parts_drops_the_same_in_both_passes() -> None:
 def test_the_gradient_scaler_is_part_of_a_snapshot() -> None:
     """Its scale falls after an overflow; a restart at the first scale would overflow again."""
     recorder = Recorder()
-    run = _Run(Tiny(), _loss, TinyFeed(), _config(), None, None, recorder, None, None)
+    run = _Run(Tiny(), _loss, TinyFeed(), _config(), None, None, None, recorder, None, None)
     run.step.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=True)
     snapshot = Snapshot.from_bytes(run.snapshot().to_bytes())
     assert snapshot.scaler["scale"] == 64.0
-    resumed = _Run(Tiny(), _loss, TinyFeed(), _config(), None, None, recorder, None, None)
+    resumed = _Run(Tiny(), _loss, TinyFeed(), _config(), None, None, None, recorder, None, None)
     resumed.step.scaler = torch.amp.GradScaler("cpu", enabled=True)
     resumed._resume(snapshot)
     assert resumed.step.scaler.get_scale() == 64.0
