@@ -215,16 +215,36 @@ class Positions:
         return self._table["captured"].slice(start, end - start)
 
 
-def select(photos: Positions, wanted: Filter) -> list[Run]:
-    """The rows of a shard that fulfil a filter, ascending."""
-    runs = [Run(0, len(photos), None)] if wanted.area is None else _area_runs(photos, wanted.area)
+class Cover(NamedTuple):
+    """Ranges of cells that hold an area, ascending and apart; found once for all shards."""
+
+    first: NDArray[np.uint64]
+    end: NDArray[np.uint64]
+    sure: Mask  # whether all photos of a range lie in the area
+
+
+def select(photos: Positions, wanted: Filter, cover: Cover | None = None) -> list[Run]:
+    """The rows of a shard that fulfil a filter, ascending.
+
+    Args:
+        cover: `cover` of the area, where several shards are asked.
+    """
+    runs = [Run(0, len(photos), None)]
+    if wanted.area is not None:
+        runs = _area_runs(photos, wanted.area, cover or cover_area(wanted.area))
     if wanted.heading_deg is not None or wanted.captured_from is not None or wanted.captured_to is not None:
         runs = [_narrowed(photos, run, wanted) for run in runs]
     return [run for run in runs if run.end > run.start and (run.allowed is None or run.allowed.any())]
 
 
-def _area_runs(photos: Positions, area: Circle | Box | Polygon) -> list[Run]:
-    first, end, sure = _covering(area)
+def _area_runs(photos: Positions, area: Circle | Box | Polygon, cover: Cover) -> list[Run]:
+    if not len(photos.cells):
+        return []
+    here = slice(
+        int(np.searchsorted(cover.end, photos.cells[0], side="right")),
+        int(np.searchsorted(cover.first, photos.cells[-1], side="right")),
+    )
+    first, end, sure = cover.first[here], cover.end[here], cover.sure[here]
     starts, ends = np.searchsorted(photos.cells, first), np.searchsorted(photos.cells, end)
     filled = ends > starts
     starts, ends, sure = starts[filled], ends[filled], sure[filled]
@@ -260,8 +280,8 @@ def _spans(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int
     return np.arange(int(lengths.sum())) + np.repeat(skipped, lengths)
 
 
-def _covering(area: Circle | Box | Polygon) -> tuple[NDArray[np.uint64], NDArray[np.uint64], Mask]:
-    """Ranges of cells, first to end, that hold an area, ascending, and whether each is sure to lie inside."""
+def cover_area(area: Circle | Box | Polygon) -> Cover:
+    """Ranges of cells that hold an area: large cells inside it, small ones along its edge."""
     boxes = [tuple(_grid_line(degrees, i % 2) for i, degrees in enumerate(box)) for box in area.bounds()]
     widest = max(max(east - west, north - south) for west, south, east, north in boxes)
     shift = (widest // _CELLS_A_SIDE).bit_length()
@@ -284,19 +304,17 @@ def _covering(area: Circle | Box | Polygon) -> tuple[NDArray[np.uint64], NDArray
     return _ranges(curve_cells(x, y, LEVEL).astype(np.uint64), widths, np.concatenate(kinds))
 
 
-def _ranges(
-    inside: NDArray[np.uint64], widths: NDArray[np.uint64], sure: Mask
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64], Mask]:
+def _ranges(inside: NDArray[np.uint64], widths: NDArray[np.uint64], sure: Mask) -> Cover:
     """Cells around the cells `inside`, of 2**widths finest ones each: first and end, neighbours of a kind joined."""
     first = inside >> widths << widths
     order = np.argsort(first)
     first, widths, sure = first[order], widths[order], sure[order]
     end = first + (np.uint64(1) << widths)
     if not len(first):
-        return first, end, sure
+        return Cover(first, end, sure)
     breaks = np.flatnonzero((first[1:] != end[:-1]) | (sure[1:] != sure[:-1])) + 1
     begin = np.concatenate([[0], breaks])
-    return first[begin], end[np.concatenate([breaks, [len(end)]]) - 1], sure[begin]
+    return Cover(first[begin], end[np.concatenate([breaks, [len(end)]]) - 1], sure[begin])
 
 
 def _grid(boxes: list[tuple[int, ...]], shift: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -19,7 +19,7 @@ from placeray.retrieval.answers import SearchResult, first_of_each
 from placeray.retrieval.build import rows_schema
 from placeray.retrieval.codes import Bytes, hamming
 from placeray.retrieval.exhaustive import search_exhaustive
-from placeray.retrieval.filters import Filter, select
+from placeray.retrieval.filters import Filter, cover_area, select
 from placeray.retrieval.first_stage import CodeRange, Engine, make_pool, search_codes
 from placeray.retrieval.float_store import FloatStores
 from placeray.retrieval.inverted import InvertedLists
@@ -238,8 +238,9 @@ class PlaceMap:
     def select(self, wanted: Filter) -> list[CodeRange]:
         """The codes of all photos that fulfil a filter, in row order."""
         chosen = []
+        cover = None if wanted.area is None else cover_area(wanted.area)
         for shard, (codes, first_row, live) in zip(self._shards, self._ranges, strict=True):
-            for start, end, allowed in select(shard.positions, wanted):
+            for start, end, allowed in select(shard.positions, wanted, cover):
                 if live is not None:
                     allowed = live[start:end] if allowed is None else allowed & live[start:end]
                 chosen.append(CodeRange(codes[start:end], first_row + start, allowed))
