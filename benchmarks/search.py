@@ -47,6 +47,7 @@ from placeray.retrieval.quantize import quantize
 from placeray.retrieval.quantizer import default_lists
 
 DIM, BASE_ROWS, SHORTLIST, NUM_QUERIES, NUM_HELD_OUT, ROUNDS = 4096, 150_000, 100, 64, 1000, 5
+HIT_RATE = 0.985  # asked of the calibration, so that other queries reach 0.98
 TARGETS = {
     "exact_batch_vs_reference": ">= 2.2",
     "exact_single_vs_reference": ">= 3.5",
@@ -81,7 +82,7 @@ def main() -> None:
         store, base = draw_store(DIM)
         for kind in asked.kinds if "pipeline" in asked.parts else []:
             found, figures[f"pipeline {kind}"] = pipeline(folder, kind, asked.photos, store, base)
-            ratios = worst(ratios, found)
+            ratios = worst(ratios, found, kind)
         if "cold" in asked.parts:
             found, figures["cold"] = cold(folder, asked.photos, store)
             ratios |= found
@@ -91,14 +92,14 @@ def main() -> None:
         shutil.rmtree(folder / "stored", ignore_errors=True)
         for kind in asked.kinds if "large" in asked.parts else []:
             found, figures[f"large {kind}"] = large(folder, kind, asked.large)
-            ratios = worst(ratios, found)
+            ratios = worst(ratios, found, kind)
     measure.finish("search", ratios, TARGETS, **figures)
 
 
-def worst(ratios: Ratios, found: Ratios) -> Ratios:
-    return {name: min(ratios.get(name, value), value) for name, value in found.items()} | {
-        name: value for name, value in ratios.items() if name not in found
-    }
+def worst(ratios: Ratios, found: Ratios, kind: str) -> Ratios:
+    """Ratios with those of one more city: each by its own name and, without one, the worst so far."""
+    named = {f"{name}_{kind}": value for name, value in found.items()}
+    return {**ratios, **named, **{name: min(ratios.get(name, value), value) for name, value in found.items()}}
 
 
 def draw_store(dim: int) -> tuple[Store, np.ndarray]:
@@ -233,7 +234,7 @@ def large(folder: Path, kind: str, num_photos: int) -> tuple[Ratios, dict[str, A
 
 def give_lists(root: Path, manifest: Manifest, city: City) -> tuple[Manifest, dict[str, Any]]:
     """Lists for a map, calibrated with the second thousand queries; those of the third measure hit rates."""
-    config = IndexConfig(lists=default_lists(len(city.codes)))
+    config = IndexConfig(lists=default_lists(len(city.codes)), hit_rate=HIT_RATE)
     began = time.perf_counter()
     quantizer = learn_quantizer(str(root), manifest, config.lists or 1)
     learnt = time.perf_counter()

@@ -20,6 +20,7 @@ from placeray.retrieval.merge import NOBODY, Keys, best, distance_keys, rows_of
 
 Masks = Sequence[NDArray[np.bool_] | None]
 
+_NEAREST_FIRST = 16
 # Queries of one call of the compiled scan: their candidates stay in the second-level cache.
 _QUERIES_AT_ONCE = 64
 
@@ -66,6 +67,8 @@ class InvertedLists:
         if not len(queries):
             return np.full((0, size), NOBODY, dtype=np.uint64)
         probes = self.ranked(queries, min(nprobe, len(self)), pool, num_threads)
+        # The nearest lists set the distance to beat; the others are read in the order in which they lie in memory.
+        probes[:, _NEAREST_FIRST:].sort(axis=1)
         scan = self._scan if popcount_scan.available() else self._scan_by_faiss
         if len(queries) < 2 * num_threads:  # too few to give every thread some: share out their lists
             parts = [part for part in np.array_split(probes, num_threads, axis=1) if part.shape[1]]

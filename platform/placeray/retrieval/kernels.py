@@ -348,6 +348,22 @@ def scan_blocks(
     scan_rows(words, end, queries, size, first_row, allowed, state, histogram)
 
 
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def prefetch(typing_context: Any, words: Any, row: Any) -> Any:
+    """Start bringing the first 64 bytes of a row of words (n, W) into the cache; any row number is safe."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        array = _array(context, builder, signature.args[0], arguments[0])
+        bytes_per_row = builder.mul(builder.extract_value(array.shape, 1), _const(8))
+        place = _at(builder, array.data, builder.mul(arguments[1], bytes_per_row), _BYTE)
+        kind = ir.FunctionType(ir.VoidType(), [place.type, _INT, _INT, _INT])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [place, *(ir.Constant(_INT, value) for value in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(words, types.int64), emit
+
+
 @_compiled
 def scan_lists(
     words: Any, order: Any, offsets: Any, probes: Any, queries: Any, size: int, first_row: Any, allowed: Any,
@@ -357,7 +373,11 @@ def scan_lists(
     to_beat = state[2]
     for q in range(len(queries)):
         for p in range(probes.shape[1]):
-            for i in range(offsets[probes[q, p]], offsets[probes[q, p] + 1]):
+            start, end = np.int64(offsets[probes[q, p]]), np.int64(offsets[probes[q, p] + 1])
+            # The next list lies elsewhere: its rows are fetched while those of this one are compared.
+            after = np.int64(offsets[probes[q, min(p + 1, probes.shape[1] - 1)]])
+            for i in range(start, end):
+                prefetch(words, after + i - start)
                 distance = np.uint64(0)
                 for w in range(words.shape[1]):
                     distance += popcount(words[i, w] ^ queries[q, w])
