@@ -45,6 +45,7 @@ from placeray.retrieval.place_map import PlaceMap, default_shortlist
 from placeray.retrieval.plan import IndexConfig
 from placeray.retrieval.quantize import quantize
 from placeray.retrieval.quantizer import default_lists
+from placeray.retrieval.rerank import rerank
 
 DIM, BASE_ROWS, SHORTLIST, NUM_QUERIES, NUM_HELD_OUT, ROUNDS = 4096, 150_000, 100, 64, 1000, 5
 HIT_RATE = 0.985  # asked of the calibration, so that other queries reach 0.98
@@ -291,8 +292,9 @@ def rerank_seconds(
         for query, rows in zip(queries, candidates, strict=True):
             rerank_as_published(base, query, rows)
         seconds["published"].append(time.perf_counter() - began)
-        timings = place_map.search(codes, queries, top_k=SHORTLIST, shortlist=SHORTLIST).timings
-        seconds["ours"].append((timings["gather"] + timings["rerank"]) / 1e3)
+        began = time.perf_counter()
+        rerank(queries, candidates, place_map._floats)
+        seconds["ours"].append(time.perf_counter() - began)
     return {name: float(np.median(values)) for name, values in seconds.items()}
 
 

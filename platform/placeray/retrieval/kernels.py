@@ -349,19 +349,18 @@ def scan_blocks(
 
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def prefetch(typing_context: Any, words: Any, row: Any) -> Any:
-    """Start bringing the first 64 bytes of a row of words (n, W) into the cache; any row number is safe."""
+def prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
+    """Start bringing the 64 bytes at a byte offset of an array into the cache; any offset is safe."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        array = _array(context, builder, signature.args[0], arguments[0])
-        bytes_per_row = builder.mul(builder.extract_value(array.shape, 1), _const(8))
-        place = _at(builder, array.data, builder.mul(arguments[1], bytes_per_row), _BYTE)
+        base = _array(context, builder, signature.args[0], arguments[0]).data
+        place = _at(builder, base, arguments[1], _BYTE)
         kind = ir.FunctionType(ir.VoidType(), [place.type, _INT, _INT, _INT])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         builder.call(function, [place, *(ir.Constant(_INT, value) for value in (0, 3, 1))])
         return context.get_dummy_value()
 
-    return types.void(words, types.int64), emit
+    return types.void(array, types.int64), emit
 
 
 @_compiled
@@ -377,7 +376,7 @@ def scan_lists(
             # The next list lies elsewhere: its rows are fetched while those of this one are compared.
             after = np.int64(offsets[probes[q, min(p + 1, probes.shape[1] - 1)]])
             for i in range(start, end):
-                prefetch(words, after + i - start)
+                prefetch(words, (after + i - start) * 8 * words.shape[1])
                 distance = np.uint64(0)
                 for w in range(words.shape[1]):
                     distance += popcount(words[i, w] ^ queries[q, w])
@@ -413,6 +412,9 @@ def dots(rows: Any, which: Any, query: Any, products: Any) -> None:
     """Integer products of a query (D,) int16 with the rows `which` (S,) of (n, >= D) int8, where they lie in memory."""
     for i in range(len(which)):
         row = which[i]
+        after = which[min(i + 1, len(which) - 1)] * rows.shape[1]
+        for place in range(0, len(query), 64):
+            prefetch(rows, after + place)
         total = np.int32(0)
         for j in range(len(query)):
             total += np.int32(rows[row, j]) * np.int32(query[j])
