@@ -25,7 +25,8 @@ from placeray.model.checkpoint import LoadedModel
 from placeray.model.describe import EmbedConfig, describe
 from placeray.model.preprocess import PreprocessConfig, decode_to_input
 from placeray.retrieval.answers import SearchResult
-from placeray.retrieval.place_map import PlaceMap
+from placeray.retrieval.filters import Filter
+from placeray.retrieval.place_map import Mode, PlaceMap
 
 Floats = NDArray[np.float64]
 Photo = bytes | str | os.PathLike[str]
@@ -38,7 +39,18 @@ class LocalizeConfig(Config):
     """How photos are searched and a position is read from the matches."""
 
     top_k: int = Field(default=5, ge=1, description="matches returned for each photo")
-    shortlist: int = Field(default=100, ge=1, description="candidates stage 1 hands to stage 2")
+    shortlist: int | None = Field(
+        default=None,
+        ge=1,
+        description="candidates stage 1 hands to stage 2; null grows with the map, from 100",
+    )
+    mode: Mode = Field(
+        default="auto", description="exact, ivf, or auto: ivf where the map has inverted lists"
+    )
+    within: Filter = Field(
+        default=Filter(), description="which photos of the map may answer: an area, a direction, a time"
+    )
+    one_per_panorama: bool = Field(default=False, description="show the best photo of each panorama only")
     cluster_m: float = Field(
         default=50.0,
         gt=0,
@@ -55,7 +67,7 @@ class LocalizeConfig(Config):
 
     @model_validator(mode="after")
     def _shortlist_covers_top_k(self) -> Self:
-        if self.shortlist < self.top_k:
+        if self.shortlist is not None and self.shortlist < self.top_k:
             raise ValueError(
                 f"shortlist={self.shortlist} is smaller than top_k={self.top_k}: "
                 "stage 2 can only return what stage 1 found"
@@ -213,8 +225,11 @@ def _locate(
         described.codes,
         described.float,
         top_k=depth,
-        shortlist=max(config.shortlist, depth),
+        shortlist=None if config.shortlist is None else max(config.shortlist, depth),
         exhaustive=described.codes is None,
+        mode=config.mode,
+        within=config.within,
+        one_per_panorama=config.one_per_panorama,
     )
     similarity = _similarity(result, place_map)
     records = place_map.records(

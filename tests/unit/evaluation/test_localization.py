@@ -9,6 +9,7 @@ import pytest
 
 from placeray.errors import DataError, MapError, StorageError
 from placeray.localization import LocalizeConfig, estimate_position, find_photos, localize
+from placeray.retrieval.filters import Circle, Filter
 
 
 def test_position_is_the_weighted_mean_of_agreeing_matches():
@@ -118,3 +119,15 @@ def test_a_map_smaller_than_asked_gives_what_it_has(small_model, make_photo, pho
     place_map, _ = photo_map
     (item,) = localize([make_photo(1)], small_model, place_map, config=LocalizeConfig(top_k=50, shortlist=50))
     assert len(item.matches) == len(place_map) == 20
+
+
+def test_only_photos_that_fulfil_the_filter_answer(small_model, make_photo, photo_map):
+    """A prior of 50 m holds one photo; one far from the map holds none, which is an answer too."""
+    place_map, _ = photo_map
+    at = place_map.records(np.array([4]), ["image_id", "lat", "lon"]).to_pylist()[0]
+    near = Filter(area=Circle(lat=at["lat"], lon=at["lon"], radius_m=50))
+    (item,) = localize([make_photo(1)], small_model, place_map, config=LocalizeConfig(within=near))
+    assert [match.image_id for match in item.matches] == [at["image_id"]]
+    far = Filter(area=Circle(lat=-45.0, lon=0.0, radius_m=50))
+    (item,) = localize([make_photo(1)], small_model, place_map, config=LocalizeConfig(within=far))
+    assert (item.matches, item.position) == ((), None)
