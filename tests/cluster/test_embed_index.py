@@ -271,6 +271,26 @@ def test_index_resumes_and_makes_versions(described: Path, tmp_path: Path) -> No
         assert place_map.version == "v0001"
 
 
+@pytest.mark.usefixtures("without_ray")
+def test_lists_are_built_calibrated_and_repaired(described: Path, tmp_path: Path) -> None:
+    source, output = str(described / "database"), tmp_path / "map"
+    config = IndexConfig(rows_per_shard=5, lists=4, hit_rate=1.0)
+    built = build_index(config, source, str(output), queries=str(described / "queries"))
+    index = built.manifest["index"]
+    assert (index["type"], len(index["files"])) == ("ivf", 4)
+    assert index["calibration"]["hit_rate"] == 1.0
+    assert "queries of" in index["calibration"]["queries"]
+    lost = output / index["files"][2] / "order.u32"
+    data = lost.read_bytes()
+    lost.unlink()
+    again = build_index(config, source, str(output), queries=str(described / "queries"))
+    assert (again.already_finished, again.shards_built, again.manifest["version"]) == (False, 0, "v0001")
+    assert lost.read_bytes() == data
+    with PlaceMap.open(str(output)) as place_map:
+        codes = place_map.codes_of(np.arange(12))
+        assert (place_map.search(codes, None, top_k=1, mode="ivf").hamming == 0).all()
+
+
 def check_no_op_and_resume(config: IndexConfig, source: str, output: Path) -> None:
     before = modified(output)
     again = build_index(config, source, str(output))
