@@ -91,7 +91,6 @@ class InvertedLists:
 
     def _one_by_faiss(self, query: Bytes, probes: NDArray[np.int32], size: int, allowed: Masks) -> Keys:
         found = [np.full((1, size), NOBODY, dtype=np.uint64)]
-        faiss.omp_set_num_threads(1)
         for shard, first_row, mask in zip(self._shards, self._first_rows, allowed, strict=True):
             places = np.concatenate([np.arange(shard.offsets[p], shard.offsets[p + 1]) for p in probes])
             # In row order, because among equal distances faiss keeps the first.
