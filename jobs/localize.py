@@ -30,9 +30,11 @@ def main() -> None:
     calibration, note = None, "the map was not evaluated; confidence is unknown"
     if job.calibration is not None:
         calibration, note = load_calibration(job.calibration, model.model_id)
-    with PlaceMap.open(job.map) as place_map:
+    with PlaceMap.open(job.map, damaged=job.damaged) as place_map:
+        for sentence in place_map.damaged:
+            print(f"localize: {sentence}", file=sys.stderr)
         located = localize(photos, model, place_map, calibration, job.localize)
-        size = len(place_map)
+        size = place_map.num_live
     if job.format == "json":
         print(json.dumps([dataclasses.asdict(item) for item in located], indent=2))
     else:

@@ -19,6 +19,7 @@ from placeray import storage
 from placeray.cluster import embedding, indexing
 from placeray.cluster.embedding import EmbedReport, Workers, embed
 from placeray.cluster.indexing import build_index
+from placeray.cluster.updating import update_map
 from placeray.contracts import table_manifest, table_schema, validate_table
 from placeray.errors import ConfigError, DataError, MapError
 from placeray.jobspecs.embed import PhotoSelection
@@ -28,6 +29,7 @@ from placeray.model.preprocess import PreprocessConfig, decode_to_input
 from placeray.model.selavpr import ModelConfig, build_model
 from placeray.retrieval.place_map import PlaceMap
 from placeray.retrieval.plan import IndexConfig
+from placeray.retrieval.update import UpdateConfig
 
 PLACES = 14
 BROKEN, MISSING, BY_REFERENCE = (
@@ -250,6 +252,38 @@ def test_index_and_search(described: Path, tmp_path: Path) -> None:
         answers = place_map.records(found.rows[:, 0], ["lat"])["lat"].to_pylist()
         right = [a == b for a, b in zip(answers, queries["lat"].to_pylist(), strict=True)]
         assert sum(right) == PLACES - 2  # all but the two places whose map photo was rejected
+
+
+@pytest.mark.usefixtures("ray_session", "without_ray")
+def test_a_map_is_kept_current(described: Path, tmp_path: Path) -> None:
+    """The map is built here, its update runs on Ray."""
+    database, queries, output = (
+        str(path) for path in (described / "database", described / "queries", tmp_path / "map")
+    )
+    build_index(IndexConfig(rows_per_shard=5), database, output)
+    before = modified(tmp_path / "map" / "shards")
+    photos = read_all(described / "database", "descriptors/v1")
+    gone = photos["image_id"][0].as_py()
+    change = UpdateConfig(remove=(gone,))
+    manifest, line = update_map(change, output, queries, num_workers=1)
+    assert f"read {PLACES}, added {PLACES} (of them 0 replaced), removed 1, unknown 0; v0002 of" in line
+    assert len(manifest["shards"]) == 3 + 3
+    now = modified(tmp_path / "map" / "shards")
+    assert before.items() <= now.items()
+    with PlaceMap.open(output, verify=True) as place_map:
+        assert (len(place_map), place_map.num_live) == (2 * PLACES - 2, 2 * PLACES - 3)
+        added = read_all(described / "queries", "descriptors/v1")
+        for table, missing in ((added, set()), (photos, {gone})):
+            codes = np.frombuffer(b"".join(table["code"].to_pylist()), np.uint8).reshape(-1, 16)
+            floats = np.array(table["descriptor"].to_pylist(), np.float32)
+            found = place_map.search(codes, floats, top_k=1).rows[:, 0]
+            names = place_map.records(found, ["image_id"])["image_id"].to_pylist()
+            wanted = table["image_id"].to_pylist()
+            assert {name for name, answer in zip(wanted, names, strict=True) if name != answer} == missing
+    _, again = update_map(change, output, queries)
+    assert "already finished, nothing to do" in again
+    with pytest.raises(MapError, match=f"has {PLACES} of the added photos already"):
+        update_map(UpdateConfig(), output, queries)
 
 
 @pytest.mark.usefixtures("without_ray")

@@ -112,8 +112,12 @@ def evaluate_map(
         map_uri, inputs: where the map came from and fingerprints, carried into the report.
 
     Raises:
-        DataError: no queries, or neither codes nor descriptors in them.
+        DataError: no queries, or neither codes nor descriptors in them; a map that was opened without some shards.
     """
+    if len(place_map.row_numbers()) < len(place_map):
+        raise DataError(
+            f"a damaged map cannot be evaluated, its answers would be missing: {place_map.damaged[0]}"
+        )
     asked = Queries.of(queries)
     database = place_map.rows(list(POSITION_COLUMNS))
     right = positives(rule, database, queries)
@@ -187,7 +191,7 @@ def map_facts(place_map: PlaceMap, uri: str) -> MapFacts:
     files = [item for entry in place_map.manifest["shards"] for item in entry["shard"]["files"].items()]
     return MapFacts(
         uri=uri or place_map.root,
-        photos=len(place_map),
+        photos=place_map.num_live,
         code_bytes=sum(file["bytes"] for name, file in files if name.startswith("codes.")),
         descriptor_bytes=sum(file["bytes"] for name, file in files if name.startswith("desc")),
     )

@@ -185,7 +185,7 @@ def _evaluate(system: SystemConfig, benchmark: BenchmarkConfig, say: Say) -> tup
     with PlaceMap.open(system.map) as place_map:
         model = (properties[name] for name in ("model_id", "code_bits", "descriptor_dim", "preprocessing"))
         place_map.check_model(*model)
-        say(f"{system.label}: {queries.num_rows} queries against {len(place_map)} photos")
+        say(f"{system.label}: {queries.num_rows} queries against {place_map.num_live} photos")
         report = evaluate_map(
             place_map,
             queries,

@@ -7,6 +7,7 @@ from pydantic import Field
 from placeray.config import Config
 from placeray.jobspecs.tracking import StoreConfig
 from placeray.localization import LocalizeConfig
+from placeray.retrieval.damage import Damaged
 
 
 class LocalizeJob(Config):
@@ -18,6 +19,10 @@ class LocalizeJob(Config):
         description="what the map was made with: checkpoint folder, published file, or models:/name@alias",
     )
     map: str = Field(min_length=1, description="map folder that the index job wrote")
+    damaged: Damaged = Field(
+        default="refuse",
+        description="damaged shards refuse the map, or are left out and named on stderr (skip)",
+    )
     calibration: str | None = Field(
         default=None, description="report folder of the evaluate job; null leaves confidence unknown"
     )

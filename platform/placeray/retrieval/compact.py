@@ -4,6 +4,7 @@ Codes, stored descriptors, their scales and the records are copied, never quanti
 distance and similarity. The new shards are named by content: an interrupted compaction goes on.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -138,7 +139,11 @@ def _part(parent: Manifest, old: list[_Old], sources: Rows, rows: Rows, number: 
             for i in np.flatnonzero(counts)
         ],
     }  # fmt: skip
-    taken = [[old[i].shard.record["key"], rows[sources == i].tolist()] for i in np.flatnonzero(counts)]
+    # The bytes of the row numbers: millions of them are too slow to hash as text.
+    taken = [
+        [old[i].shard.record["key"], hashlib.sha256(rows[sources == i].astype("<u4").tobytes()).hexdigest()]
+        for i in np.flatnonzero(counts)
+    ]
     key = fingerprint([part, taken])
     return {**part, "key": key, "name": f"{number:05d}-{key[:16]}"}
 

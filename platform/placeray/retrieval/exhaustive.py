@@ -28,7 +28,7 @@ def search_exhaustive(
     Args:
         queries: (Q, D) unit-length float descriptors.
         size:    results per query; more than there are rows is allowed.
-        live:    (N,) rows that may be returned; all when None.
+        live:    (N,) rows that may be returned; all when None. Rows of a shard that was left out may not.
 
     Returns:
         (Q, size) global rows, best first, equal similarities by row, padded with -1; and their similarities,
@@ -54,6 +54,8 @@ def _candidates(queries: Floats, stores: FloatStores, size: int, live: NDArray[n
     quantized = quantize(queries)
     for start in range(0, stores.num_rows, ROWS_AT_ONCE):
         rows = np.arange(start, min(start + ROWS_AT_ONCE, stores.num_rows))
+        if live is not None and not live[start : start + len(rows)].any():
+            continue
         block, scales = stores.gather_run(start, len(rows))
         if scales is None:
             similarity = queries @ block.astype(np.float32).T

@@ -52,13 +52,15 @@ def save_quantizer(folder: Path, quantizer: Quantizer) -> None:
 def open_quantizer(folder: Path) -> Quantizer:
     """Map the files of a quantizer. Raises MapError naming what is missing or damaged."""
     record = _record(folder, QUANTIZER_FILE)
-    files = {name: _mapped(folder, record, name) for name in record["files"]}
-    width = record["code_bits"] // 8
-    return Quantizer(
-        files["coarse.u8"].reshape(-1, width),
-        files["centroids.u8"].reshape(-1, width),
-        files["starts.u32"].view(np.uint32),
-    )
+    try:
+        width = record["code_bits"] // 8
+        return Quantizer(
+            _mapped(folder, record, "coarse.u8").reshape(-1, width),
+            _mapped(folder, record, "centroids.u8").reshape(-1, width),
+            _mapped(folder, record, "starts.u32").view(np.uint32),
+        )
+    except (KeyError, TypeError, ValueError):  # sizes that are missing or do not fit each other
+        raise MapError(f"{folder / QUANTIZER_FILE} is damaged: {_ADVICE}") from None
 
 
 def save_lists(folder: Path, codes: Bytes, quantizer: Quantizer) -> None:
@@ -74,11 +76,14 @@ def save_lists(folder: Path, codes: Bytes, quantizer: Quantizer) -> None:
 def open_lists(folder: Path) -> ShardLists:
     """Map the lists of a shard. Raises MapError naming what is missing or damaged."""
     record = _record(folder, LISTS_FILE)
-    return ShardLists(
-        _mapped(folder, record, "codes.u8").reshape(record["rows"], record["code_bits"] // 8),
-        _mapped(folder, record, "order.u32").view(np.uint32),
-        _mapped(folder, record, "offsets.u32").view(np.uint32),
-    )
+    try:
+        return ShardLists(
+            _mapped(folder, record, "codes.u8").reshape(record["rows"], record["code_bits"] // 8),
+            _mapped(folder, record, "order.u32").view(np.uint32),
+            _mapped(folder, record, "offsets.u32").view(np.uint32),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise MapError(f"{folder / LISTS_FILE} is damaged: {_ADVICE}") from None
 
 
 def is_finished(folder: Path) -> bool:

@@ -78,6 +78,7 @@ def read_map_manifest(root: str, version: str | None = None) -> Manifest:
         validate_document(manifest, "index_manifest/v1")
         for entry in manifest["shards"]:
             validate_document(entry["shard"], "shard/v1")
+            check_format(entry["shard"], f"{where}, shard {entry['shard']['shard_id']},")
     except ContractError as error:
         raise MapError(f"{where} is damaged: {error}") from None
     return dict(manifest)

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from placeray.errors import MapError
 
+ADVICE = "restore the file or build the map again"
+
 
 class MappedFile:
     """One file as an array of bytes (n,) uint8; stays mapped as long as the array or a view of it lives."""
@@ -18,8 +20,11 @@ class MappedFile:
         self._map: mmap.mmap | None = None
         self.bytes: NDArray[np.uint8] = np.zeros(0, dtype=np.uint8)
         if expected_bytes:  # an empty file cannot be mapped
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            try:
+                with path.open("rb") as file:
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise MapError(f"{path} cannot be read ({error.strerror}): {ADVICE}") from None
             self.bytes = np.frombuffer(self._map, dtype=np.uint8)
 
     def advise_random(self) -> None:
@@ -39,10 +44,9 @@ class MappedFile:
 def check_size(path: Path, expected_bytes: int) -> None:
     """Raises MapError when a file of a map is missing, truncated or too long."""
     if not path.is_file():
-        raise MapError(f"{path} is missing: the map is damaged, restore the file or build the map again")
+        raise MapError(f"{path} is missing: the map is damaged, {ADVICE}")
     actual = path.stat().st_size
     if actual != expected_bytes:
         raise MapError(
-            f"{path} has {actual} bytes, its shard.json says {expected_bytes}: "
-            "the map is damaged, restore the file or build the map again"
+            f"{path} has {actual} bytes, its shard.json says {expected_bytes}: the map is damaged, {ADVICE}"
         )

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,17 +19,18 @@ from placeray.errors import MapError
 from placeray.retrieval.answers import SearchResult, first_of_each
 from placeray.retrieval.build import rows_schema
 from placeray.retrieval.codes import Bytes, hamming
+from placeray.retrieval.damage import Damaged, joined_masks, open_shards
 from placeray.retrieval.exhaustive import search_exhaustive
 from placeray.retrieval.filters import Filter, cover_area, select
 from placeray.retrieval.first_stage import CodeRange, Engine, make_pool, search_codes
 from placeray.retrieval.float_store import FloatStores
 from placeray.retrieval.inverted import InvertedLists
+from placeray.retrieval.lists import verify as verify_lists
 from placeray.retrieval.manifest import Manifest, current_version, read_map_manifest
 from placeray.retrieval.merge import Keys, distances_of, rows_of
 from placeray.retrieval.queries import checked_queries
 from placeray.retrieval.rerank import rerank
-from placeray.retrieval.shard import Shard
-from placeray.retrieval.tombstones import live_mask
+from placeray.retrieval.row_ranges import RowRanges
 
 Floats = NDArray[np.float32]
 
@@ -56,53 +58,77 @@ def default_shortlist(num_rows: int) -> int:
 class PlaceMap:
     """One version of a map, opened for reading."""
 
-    def __init__(self, root: str, manifest: Manifest, *, num_threads: int | None = None) -> None:
-        """Open the shards of a manifest; `open` is the usual way in. Raises MapError on damage."""
+    def __init__(
+        self,
+        root: str,
+        manifest: Manifest,
+        *,
+        num_threads: int | None = None,
+        damaged: Damaged = "refuse",
+        verify: bool = False,
+    ) -> None:
+        """Open the shards of a manifest; `open` is the usual way in, and says what can be asked for."""
         self.root, self.manifest = root, manifest
         self._where = f"the map {storage.resolve(root)}"
-        entries = manifest["shards"]
-        self._shards = [
-            Shard(storage.local_path(storage.join(root, entry["path"])), entry["shard"]) for entry in entries
-        ]
-        self._first_rows = [entry["first_row"] for entry in entries]
+        # What was left out because it is damaged, a sentence each.
+        opened, self.damaged = open_shards(root, manifest["shards"], damaged, verify=verify)
+        self._shards = [item.shard for item in opened]
+        self._first_rows = [item.first_row for item in opened]
+        self._row_ranges = RowRanges(self._first_rows, [len(shard) for shard in self._shards])
         self._floats = FloatStores(
             [shard.floats for shard in self._shards if shard.floats is not None],
             self._first_rows if self.descriptor_dim else [],
             self.descriptor_dim,
         )
-        masks = [live_mask(root, entry) for entry in entries]
-        # (N,) rows that are not removed, None when none is; a removed photo keeps its row number.
-        self.live = _joined_masks(masks, [entry["shard"]["rows"] for entry in entries])
+        # (N,) rows that can be returned, None for all; removed photos and left-out shards keep their numbers.
+        self.live = joined_masks(opened, len(self))
         self._ranges = [
-            CodeRange(shard.codes, first_row, mask)
-            for shard, first_row, mask in zip(self._shards, self._first_rows, masks, strict=True)
-            if shard.codes is not None
+            CodeRange(item.shard.codes, item.first_row, item.live)
+            for item in opened
+            if item.shard.codes is not None
         ]
-        self._lists = self._open_lists()
+        self._lists = self._open_lists(damaged, verify)
         self.num_threads = num_threads or os.cpu_count() or 1
         self._pool: ThreadPoolExecutor = make_pool(self.num_threads)
 
     @classmethod
-    def open(cls, uri: str, *, version: str | None = None, num_threads: int | None = None) -> "PlaceMap":
+    def open(
+        cls,
+        uri: str,
+        *,
+        version: str | None = None,
+        num_threads: int | None = None,
+        damaged: Damaged = "refuse",
+        verify: bool = False,
+    ) -> "PlaceMap":
         """Open a map folder at its current or a named version.
 
         Args:
             num_threads: threads of one search; all cores when None.
+            damaged:     whether damaged shards refuse the map, or are left out and named in `damaged`; the
+                others keep their row numbers. Damaged inverted lists are left out as a whole.
+            verify:      also read all files and compare their checksums.
 
         Raises:
-            MapError: no map, a damaged one, or one of a newer format; the message names the file.
+            MapError: no map, a damaged one, or one of a newer format; the message names the file. A damaged
+            manifest is refused in any case.
         """
         while True:
             name = version or current_version(uri)
             try:
-                return cls(uri, read_map_manifest(uri, name), num_threads=num_threads)
+                manifest = read_map_manifest(uri, name)
+                found = cls(uri, manifest, num_threads=num_threads, damaged=damaged, verify=verify)
             except MapError:
                 # Replaced and pruned between two steps: the next version is there. Anything else is damage.
                 if version is not None or current_version(uri) == name:
                     raise
+                continue
+            if not found.damaged or version is not None or current_version(uri) == name:
+                return found
+            found.close()  # what looked damaged may have been pruned
 
     def __len__(self) -> int:
-        """Rows of the map, those of removed photos too."""
+        """Rows of the map, those of removed photos and of left-out shards too."""
         return int(self.manifest["counts"]["rows"])
 
     @property
@@ -162,6 +188,8 @@ class PlaceMap:
         """Compare the checksums of all files. Raises MapError naming the first that has changed."""
         for shard in self._shards:
             shard.verify()
+        if self._lists is not None:
+            self._verify_lists()
 
     def search(
         self,
@@ -249,7 +277,8 @@ class PlaceMap:
     def rows(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Who the photos are, in row order: the columns of descriptors/v1 but the vectors, and `cell`.
 
-        Removed photos keep their rows and are here too; `live` tells them apart.
+        Removed photos keep their rows and are here too; `live` tells them apart. Photos of shards that were left
+        out are not: then row i of the table is row `row_numbers()[i]` of the map.
         """
         tables = [shard.table.select(list(columns)) if columns else shard.table for shard in self._shards]
         if tables:
@@ -257,17 +286,25 @@ class PlaceMap:
         empty = rows_schema().empty_table()
         return empty.select(list(columns)) if columns else empty
 
+    def row_numbers(self) -> NDArray[np.int64]:
+        """The rows (n,) that `rows` has, ascending: all of them unless shards were left out."""
+        return self._row_ranges.numbers()
+
     def records(self, rows: NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
-        """The same for a few rows (n,), in the order asked for; cheap however large the map is."""
+        """The same for a few rows (n,), in the order asked for; cheap however large the map is.
+
+        Raises:
+            MapError: a row that the map lacks, or one of a shard that was left out.
+        """
         if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < len(self)):
             raise MapError(
                 f"rows {rows.min()} to {rows.max()} asked for, the map has {len(self)}; -1 is nobody"
             )
-        shard_of = np.searchsorted(self._first_rows, rows, side="right") - 1
+        shard_of, inside = self._row_ranges.locate(rows)
         order = np.argsort(shard_of, kind="stable")
         pieces = [self.rows(columns).slice(0, 0)]
         for shard in np.unique(shard_of):
-            local = rows[order][shard_of[order] == shard] - self._first_rows[shard]
+            local = inside[order][shard_of[order] == shard]
             table = self._shards[shard].table
             pieces.append((table.select(list(columns)) if columns else table).take(pa.array(local)))
         by_shard = pa.concat_tables(pieces).combine_chunks()
@@ -284,6 +321,10 @@ class PlaceMap:
     def _lists_for(self, mode: Mode, filtered: bool) -> InvertedLists | None:
         """The lists that a search is to use, None for an exact one."""
         if mode == "ivf" and self._lists is None:
+            if self.manifest["index"]["type"] == "ivf":
+                raise MapError(
+                    f"{self._where} was opened without its damaged inverted lists: {self.damaged[-1]}"
+                )
             raise MapError(
                 f"{self._where} has no inverted lists: search with mode='exact', or build it with index.lists"
             )
@@ -353,32 +394,34 @@ class PlaceMap:
                 distances[q, : len(known)] = hamming(codes[q : q + 1], self.codes_of(known))[0]
         return SearchResult(rows, distances, similarity, timings)
 
-    def _open_lists(self) -> InvertedLists | None:
-        index = self.manifest["index"]
-        if index["type"] != "ivf":
+    def _open_lists(self, damaged: Damaged, verify: bool) -> InvertedLists | None:
+        if self.manifest["index"]["type"] != "ivf":
             return None
-        root = storage.local_path(self.root)
-        shards = [root / index["quantizer"] / shard.record["shard_id"] for shard in self._shards]
-        return InvertedLists(root / index["quantizer"], shards, self._first_rows)
+        quantizer, *shards = self._list_folders()
+        try:
+            lists = InvertedLists(quantizer, shards, self._first_rows)
+            if verify:
+                self._verify_lists()
+        except MapError as error:
+            if damaged == "refuse":
+                raise
+            self.damaged.append(f"the inverted lists are left out, search is exact: {error}")
+            return None
+        return lists
+
+    def _list_folders(self) -> list[Path]:
+        quantizer = storage.local_path(self.root) / self.manifest["index"]["quantizer"]
+        return [quantizer, *(quantizer / shard.record["shard_id"] for shard in self._shards)]
+
+    def _verify_lists(self) -> None:
+        for folder in self._list_folders():
+            verify_lists(folder)
 
     def codes_of(self, rows: NDArray[np.int64]) -> Bytes:
-        """Codes (n, code_bits / 8) of global rows (n,)."""
+        """Codes (n, code_bits / 8) of global rows (n,). Raises MapError for rows of a left-out shard."""
         codes = np.empty((len(rows), self.code_bits // 8), dtype=np.uint8)
-        shard_of = np.searchsorted(self._first_rows, rows, side="right") - 1
+        shard_of, inside = self._row_ranges.locate(rows)
         for shard in np.unique(shard_of):
             here = shard_of == shard
-            codes[here] = self._ranges[shard].codes[rows[here] - self._first_rows[shard]]
+            codes[here] = self._ranges[shard].codes[inside[here]]
         return codes
-
-
-def _joined_masks(
-    masks: Sequence[NDArray[np.bool_] | None], num_rows: Sequence[int]
-) -> NDArray[np.bool_] | None:
-    if all(mask is None for mask in masks):
-        return None
-    return np.concatenate(
-        [
-            np.ones(n, dtype=np.bool_) if mask is None else mask
-            for mask, n in zip(masks, num_rows, strict=True)
-        ]
-    )

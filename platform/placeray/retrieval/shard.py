@@ -12,7 +12,7 @@ from placeray.retrieval.build import CODE_FILE, ROWS_FILE, checksum
 from placeray.retrieval.codes import Bytes
 from placeray.retrieval.filters import Positions
 from placeray.retrieval.float_store import FloatStore
-from placeray.retrieval.mapped import MappedFile, check_size
+from placeray.retrieval.mapped import ADVICE, MappedFile, check_size
 
 
 class Shard:
@@ -40,6 +40,9 @@ class Shard:
             )
         self.table = _read_rows(folder / ROWS_FILE, num_rows)
 
+    def __len__(self) -> int:
+        return int(self.record["rows"])
+
     @functools.cached_property
     def positions(self) -> Positions:
         """What filters read."""
@@ -50,16 +53,15 @@ class Shard:
         for name, file in self.record["files"].items():
             if checksum(self.folder / name) != file["xxh3_128"]:
                 raise MapError(
-                    f"{self.folder / name} has other bytes than when it was built: "
-                    "the map is damaged, restore the file or build the map again"
+                    f"{self.folder / name} has other bytes than when it was built: the map is damaged, {ADVICE}"
                 )
 
 
 def _read_rows(path: Path, num_rows: int) -> pa.Table:
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except pa.ArrowInvalid as error:
-        raise MapError(f"{path} is damaged: {error}") from None
+    except (OSError, pa.ArrowException) as error:
+        raise MapError(f"{path} is damaged ({error}): {ADVICE}") from None
     if len(table) != num_rows:
         raise MapError(f"{path} has {len(table)} rows, its shard.json says {num_rows}: build the map again")
     return table

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from placeray import storage
 from placeray.errors import MapError
+from placeray.retrieval.mapped import ADVICE
 
 FOLDER = "tombstones"
 Mask = NDArray[np.bool_]
@@ -40,13 +41,9 @@ def live_mask(root: str, entry: Mapping[str, Any]) -> Mask | None:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise MapError(
-            f"{path} cannot be read ({error.strerror}): restore the file or build the map again"
-        ) from None
+        raise MapError(f"{path} cannot be read ({error.strerror}): {ADVICE}") from None
     if xxhash.xxh3_128(data).hexdigest() != record["xxh3_128"]:
-        raise MapError(
-            f"{path} has other bytes than when it was written: restore the file or build the map again"
-        )
+        raise MapError(f"{path} has other bytes than when it was written: {ADVICE}")
     live = np.ones(entry["shard"]["rows"], dtype=np.bool_)
     live[np.frombuffer(data, dtype="<u4")] = False
     return live
