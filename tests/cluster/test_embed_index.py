@@ -380,6 +380,6 @@ def test_queries_of_another_model_are_refused_before_anything_is_written(
     run_embed(normalized, make_checkpoint(tmp_path / "model", seed=5), other, "query")
     with pytest.raises(MapError, match="the queries do not fit the map"):
         search_many(SearchConfig(), str(other), place_map, str(tmp_path / "answers"), num_cpus=1)
-    with pytest.raises(DataError, match="no described photos: run jobs/embed.py first"):
+    with pytest.raises(DataError, match=r"no described photos: run jobs/embed.py first"):
         search_many(SearchConfig(), f"{normalized}/images", place_map, str(tmp_path / "answers"), num_cpus=1)
     assert not (tmp_path / "answers").exists()

@@ -369,6 +369,12 @@ class PlaceMap:
             codes[here] = self._ranges[shard].codes[rows[here] - self._first_rows[shard]]
         return codes
 
+    def descriptors_of(self, rows: NDArray[np.int64]) -> Floats:
+        """Descriptors (n, D) of global rows (n,), as they are stored, back in float32."""
+        ((values, scales),) = self._floats.gather([rows])
+        floats: Floats = values.astype(np.float32)
+        return floats if scales is None else floats * scales[:, None]
+
 
 def _joined_masks(
     masks: Sequence[NDArray[np.bool_] | None], num_rows: Sequence[int]
