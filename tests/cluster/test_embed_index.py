@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from placeray import storage
-from placeray.cluster import embedding, indexing
+from placeray.cluster import embedding, indexing, searching
 from placeray.cluster.embedding import EmbedReport, Workers, embed
 from placeray.cluster.indexing import build_index
+from placeray.cluster.searching import search_many
 from placeray.cluster.updating import update_map
 from placeray.contracts import table_manifest, table_schema, validate_table
 from placeray.errors import ConfigError, DataError, MapError
@@ -27,6 +28,7 @@ from placeray.model.checkpoint import load_checkpoint, save_checkpoint
 from placeray.model.describe import EmbedConfig, describe
 from placeray.model.preprocess import PreprocessConfig, decode_to_input
 from placeray.model.selavpr import ModelConfig, build_model
+from placeray.retrieval.many import SearchConfig
 from placeray.retrieval.place_map import PlaceMap
 from placeray.retrieval.plan import IndexConfig
 from placeray.retrieval.update import UpdateConfig
@@ -58,6 +60,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(embedding, "run_parts", run_parts)
     monkeypatch.setattr(indexing, "run_parts", run_parts)
+    monkeypatch.setattr(searching, "run_parts", run_parts)
 
 
 def draw_photo(place: int, quality: int) -> bytes:
@@ -366,3 +369,71 @@ def test_models_with_one_branch(normalized: str, tmp_path: Path, branch: str) ->
             query = np.array([table["descriptor"][0].as_py()], np.float32)
             found = place_map.search(None, query, top_k=1, exhaustive=True)
     assert ids[found.rows[0, 0]] == table["image_id"][0].as_py()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_many_queries_on_ray(described: Path, tmp_path: Path) -> None:
+    place_map, output = str(tmp_path / "map"), tmp_path / "answers"
+    build_index(IndexConfig(rows_per_shard=5), str(described / "database"), place_map)
+    report = search_many(SearchConfig(top_k=3), str(described / "queries"), place_map, str(output))
+    assert report.line().startswith(
+        f"search: {PLACES} queries, {PLACES * 3} answers from v0001 of the map; wrote {output} in"
+    )
+    assert "queries/s" in report.line()
+    rows = read_all(output, "answers/v1").to_pylist()
+    asked = read_all(described / "queries", "descriptors/v1").to_pylist()
+    right = [
+        row["answers"][0]["lat"] == query["lat"] and abs(row["estimated_lat"] - query["lat"]) < 1e-9
+        for row, query in zip(rows, asked, strict=True)
+    ]
+    assert sum(right) == PLACES - 2  # all but the two places whose map photo was rejected
+    before = modified(output)
+    again = search_many(SearchConfig(top_k=3), str(described / "queries"), place_map, str(output))
+    assert again.already_finished
+    assert f"already finished, nothing to do: {PLACES} queries" in again.line()
+    assert modified(output) == before
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_broken_search_continues_with_the_unfinished_files(
+    described: Path, checkpoint: str, tmp_path: Path
+) -> None:
+    queries, place_map, output = str(described / "database"), str(tmp_path / "map"), tmp_path / "answers"
+    build_index(IndexConfig(rows_per_shard=5), queries, place_map)
+
+    def search(**settings: Any) -> Any:
+        config = SearchConfig.model_validate({"top_k": 2, **settings})
+        return search_many(config, queries, place_map, str(output), num_cpus=1)
+
+    search()
+    fingerprint = storage.read_manifest(str(output))["fingerprint"]
+    (output / "manifest.json").unlink()
+    (output / "drawn/mixed/0.parquet").unlink()  # killed before this file and while
+    (output / "drawn/test-database/1.parquet").write_bytes(b"half")  # this one was written
+    before = modified(output)
+    assert not search().already_finished
+    touched = {name for name, when in modified(output).items() if before.get(name) != when}
+    assert {name for name in touched if name.endswith(".parquet")} == {
+        "drawn/mixed/0.parquet",
+        "drawn/test-database/1.parquet",
+    }
+    assert storage.read_manifest(str(output))["fingerprint"] == fingerprint
+    with pytest.raises(ConfigError, match="holds answers to other queries, of another version"):
+        search(near_m=150)
+    build_index(IndexConfig(rows_per_shard=5, descriptor_type="float16"), queries, place_map)  # v0002
+    with pytest.raises(ConfigError, match="holds answers to other queries, of another version"):
+        search()
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_queries_of_another_model_are_refused_before_anything_is_written(
+    normalized: str, described: Path, tmp_path: Path
+) -> None:
+    place_map, other = str(tmp_path / "map"), tmp_path / "other"
+    build_index(IndexConfig(rows_per_shard=5), str(described / "database"), place_map)
+    run_embed(normalized, make_checkpoint(tmp_path / "model", seed=5), other, "query")
+    with pytest.raises(MapError, match="the queries do not fit the map"):
+        search_many(SearchConfig(), str(other), place_map, str(tmp_path / "answers"), num_cpus=1)
+    with pytest.raises(DataError, match=r"no described photos: run jobs/embed.py first"):
+        search_many(SearchConfig(), f"{normalized}/images", place_map, str(tmp_path / "answers"), num_cpus=1)
+    assert not (tmp_path / "answers").exists()

@@ -36,6 +36,7 @@ from placeray.metrics import (
 )
 from placeray.retrieval.answers import SearchResult
 from placeray.retrieval.place_map import PlaceMap
+from placeray.retrieval.queries import codes_in, descriptors_in
 
 Rows = NDArray[np.int64]
 
@@ -87,7 +88,7 @@ class Queries:
         """From descriptors/v1; a column that is null throughout is absent. Raises DataError for a mixture."""
         if table.num_rows == 0:
             raise DataError("there is nothing to evaluate: the query descriptors hold no rows")
-        return cls(_codes(table), _descriptors(table), table)
+        return cls(codes_in(table), descriptors_in(table), table)
 
 
 def evaluate_map(
@@ -276,27 +277,3 @@ def _summarise(
         median_error_m=float(np.median(known)) if len(known) else None,
         latency=latency,
     )
-
-
-def _codes(table: pa.Table) -> NDArray[np.uint8] | None:
-    values = table.column("code")
-    if values.null_count == len(values):
-        return None
-    if values.null_count:
-        raise DataError(
-            f"{values.null_count} of {len(values)} query codes are null; describe all queries again"
-        )
-    packed = b"".join(values.to_pylist())
-    return np.frombuffer(packed, np.uint8).reshape(len(values), -1)
-
-
-def _descriptors(table: pa.Table) -> NDArray[np.float32] | None:
-    values = table.column("descriptor")
-    if values.null_count == len(values):
-        return None
-    if values.null_count:
-        raise DataError(
-            f"{values.null_count} of {len(values)} query descriptors are null; describe all queries again"
-        )
-    flat = values.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(values), -1).astype(np.float32)

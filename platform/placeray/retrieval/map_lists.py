@@ -109,7 +109,7 @@ def calibrate(
         asked = queries or queries_of_map(place_map, config.calibration_queries)
         size = default_shortlist(len(place_map))
         found = place_map.search(asked.codes, None, top_k=size + 1).rows
-        found = _without(found, asked.own_rows, size)
+        found = without_own(found, asked.own_rows, size)
         right, rule = right_answers(place_map, asked, found)
         lists = open_quantizer(storage.local_path(storage.join(root, quantizer)))
         ranks = np.concatenate(list(_list_ranks(place_map, asked.codes, found, Path(root) / quantizer)))
@@ -194,7 +194,7 @@ def _list_ranks(
         yield np.take_along_axis(rank, own[some], axis=1).astype(np.int64)
 
 
-def _without(found: NDArray[np.int64], own: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+def without_own(found: NDArray[np.int64], own: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """The first `size` of rows (Q, size + 1) that are not the query's own."""
     others = found != own[:, None]
     order = np.argsort(~others, axis=1, kind="stable")

@@ -425,3 +425,9 @@ class PlaceMap:
             here = shard_of == shard
             codes[here] = self._ranges[shard].codes[inside[here]]
         return codes
+
+    def descriptors_of(self, rows: NDArray[np.int64]) -> Floats:
+        """Descriptors (n, D) of global rows (n,), as they are stored, back in float32."""
+        ((values, scales),) = self._floats.gather([rows])
+        floats: Floats = values.astype(np.float32)
+        return floats if scales is None else floats * scales[:, None]

@@ -1,9 +1,10 @@
 """Queries of a caller in the layout that the stages expect, or one sentence about what does not fit."""
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from placeray.errors import MapError
+from placeray.errors import DataError, MapError
 from placeray.retrieval.codes import Bytes
 
 Floats = NDArray[np.float32]
@@ -45,6 +46,35 @@ def checked_queries(
     packed = None if codes is None else np.ascontiguousarray(codes, dtype=np.uint8)
     floats = None if descriptors is None else np.ascontiguousarray(descriptors, dtype=np.float32)
     return packed, floats
+
+
+def codes_in(table: pa.Table) -> Bytes | None:
+    """Packed codes (Q, bits / 8) of descriptors/v1, None for a model without. Raises DataError for a mixture."""
+    values = _all_or_none(table, "code")
+    if values is None:
+        return None
+    return np.frombuffer(b"".join(values.to_pylist()), np.uint8).reshape(len(values), -1)
+
+
+def descriptors_in(table: pa.Table) -> Floats | None:
+    """Descriptors (Q, D) float32 of descriptors/v1, likewise."""
+    values = _all_or_none(table, "descriptor")
+    if values is None:
+        return None
+    flat = values.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    floats: Floats = flat.reshape(len(values), -1).astype(np.float32)
+    return floats
+
+
+def _all_or_none(table: pa.Table, name: str) -> pa.ChunkedArray | None:
+    values = table.column(name)
+    if values.null_count == len(values):
+        return None
+    if values.null_count:
+        raise DataError(
+            f"{values.null_count} of {len(values)} query {name}s are null; describe all queries again"
+        )
+    return values
 
 
 def _check_asked(

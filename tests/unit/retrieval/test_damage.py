@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from placeray.errors import MapError
 from placeray.retrieval.filters import Circle, Filter
 from placeray.retrieval.manifest import publish, read_map_manifest
-from placeray.retrieval.map_lists import build_lists, calibrate, learn_quantizer, calibrated
+from placeray.retrieval.map_lists import build_lists, calibrate, calibrated, learn_quantizer
 from placeray.retrieval.place_map import PlaceMap
 from placeray.retrieval.plan import IndexConfig
 from placeray.retrieval.row_ranges import RowRanges
@@ -46,7 +46,7 @@ class Town:
         )
         return str(self._make_map(descriptors, rows_per_shard=20, **config))
 
-    def calibrated(self) -> str:
+    def with_lists(self) -> str:
         """A map of all photos that has inverted lists."""
         root = self.map_of(np.arange(COUNT))
         manifest = read_map_manifest(root)
@@ -79,7 +79,7 @@ def town(make_descriptors: Make, make_map: Make, draw_tied: Make) -> Town:
 @pytest.fixture(scope="module")
 def whole(town: Town) -> str:
     """A map with lists that nobody damages."""
-    return town.calibrated()
+    return town.with_lists()
 
 
 @pytest.fixture
