@@ -19,6 +19,8 @@ def test_source_root_never_shadows_the_standard_library(repository: Path) -> Non
     ("room", "banned"),
     [
         ("placeray.retrieval.place_map", ("torch", "ray", "mlflow")),
+        ("placeray.retrieval.many", ("torch", "ray", "mlflow")),
+        ("placeray.jobspecs.inspect_map", ("torch", "ray", "mlflow")),
         ("placeray.metrics", ("torch", "ray", "mlflow", "faiss")),
         ("placeray.model.selavpr", ("ray", "mlflow", "faiss")),
         ("placeray.training.loop", ("ray", "mlflow", "faiss")),

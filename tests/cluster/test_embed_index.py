@@ -6,7 +6,9 @@ run the same jobs with the parts in this process, as each Ray worker takes secon
 
 import hashlib
 import io
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -372,7 +374,7 @@ def test_models_with_one_branch(normalized: str, tmp_path: Path, branch: str) ->
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_many_queries_on_ray(described: Path, tmp_path: Path) -> None:
+def test_many_queries_on_ray(described: Path, tmp_path: Path, run_job: Callable[..., str]) -> None:
     place_map, output = str(tmp_path / "map"), tmp_path / "answers"
     build_index(IndexConfig(rows_per_shard=5), str(described / "database"), place_map)
     report = search_many(SearchConfig(top_k=3), str(described / "queries"), place_map, str(output))
@@ -388,10 +390,23 @@ def test_many_queries_on_ray(described: Path, tmp_path: Path) -> None:
     ]
     assert sum(right) == PLACES - 2  # all but the two places whose map photo was rejected
     before = modified(output)
-    again = search_many(SearchConfig(top_k=3), str(described / "queries"), place_map, str(output))
-    assert again.already_finished
-    assert f"already finished, nothing to do: {PLACES} queries" in again.line()
+    printed = run_job(
+        "search", "toy", f"queries={described / 'queries'}", f"map={place_map}", f"output={output}",
+        "calibration=null", "search={top_k: 3}",
+    )  # fmt: skip
+    assert printed.startswith(
+        f"search: already finished, nothing to do: {PLACES} queries, {PLACES * 3} answers"
+    )
     assert modified(output) == before
+    printed = run_job(
+        "inspect_map", "toy", f"map={place_map}", "check.timed_singles=2", "check.timed_batches=1"
+    )
+    assert "verified: all" in printed
+    assert printed.splitlines()[-1].startswith(
+        f"inspect_map: 3 shards, {PLACES - 2} photos, 0 removed, v0001, hit"
+    )
+    printed = run_job("inspect_map", "toy", f"map={place_map}", "format=json", "check.check_queries=0")
+    assert json.loads(printed)["bytes"]["codes"] == (PLACES - 2) * 16
 
 
 @pytest.mark.usefixtures("without_ray")
