@@ -35,6 +35,7 @@ _REFINEMENTS = 2
 # Runs nearer than this are searched as one, photos between them not allowed: a piece of its own would cost as much.
 _ROWS_BETWEEN = 2000
 # Up to this radius and latitude, distances in the plane are right to better than this share (checked by a test).
+_NEAR_DATE_LINE = 170.0
 _PLANE_RADIUS_M, _PLANE_LATITUDE, _PLANE_ERROR = 100_000.0, 75.0, 1e-3
 
 
@@ -74,7 +75,12 @@ class Circle(Config):
     def _plane_m(self, lat: Floats, lon: Floats) -> Floats:
         """Distances as if the earth were flat between the parallels of the two positions."""
         north = (lat - self.lat) * (np.pi / 180)
-        east = (np.mod(lon - self.lon + 180, 360) - 180) * (np.pi / 180)
+        east = lon - self.lon
+        if (
+            abs(self.lon) > _NEAR_DATE_LINE
+        ):  # elsewhere, what lies beyond the line is too far away in any case
+            east = np.mod(east + 180, 360) - 180
+        east *= np.pi / 180
         here = np.radians(self.lat)
         # The cosine of the latitude half way, to second order.
         east *= np.cos(here) - (0.5 * np.sin(here)) * north - (0.125 * np.cos(here)) * north * north
@@ -319,11 +325,11 @@ def _ranges(inside: NDArray[np.uint64], widths: NDArray[np.uint64], sure: Mask) 
 
 def _grid(boxes: list[tuple[int, ...]], shift: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Columns and lines of the cells, 2**shift finest ones wide, that boxes of grid lines touch, each cell once."""
-    cells: set[tuple[int, int]] = set()
-    for west, south, east, north in boxes:
-        across, up = range(west >> shift, (east >> shift) + 1), range(south >> shift, (north >> shift) + 1)
-        cells.update((x, y) for x in across for y in up)
-    columns, lines = np.array(sorted(cells), dtype=np.int64).T
+    grids = [
+        np.mgrid[west >> shift : (east >> shift) + 1, south >> shift : (north >> shift) + 1].reshape(2, -1)
+        for west, south, east, north in boxes
+    ]
+    columns, lines = grids[0] if len(grids) == 1 else np.unique(np.concatenate(grids, axis=1), axis=1)
     return columns, lines
 
 
