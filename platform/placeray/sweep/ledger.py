@@ -24,7 +24,8 @@ class Trial:
         values:    by dotted path, what differs from the sweep's base configuration.
         state:     stopped means ended early with a checkpoint.
         why:       reason of `stopped` and `failed`, in a sentence; already set in the epoch that ends the trial.
-        epochs:    a report per epoch: epoch, step, train/loss, recalls, `score` (best so far, where judged).
+        epochs:    a report per epoch: epoch, step, train/loss, recalls; where judged also `score` and `code_score`,
+                   those of the best epoch so far.
         step_s:    seconds of a step, as the trial would take alone.
         map_bytes: bytes a photo takes in a map: code and quantised descriptor.
         run_s:     seconds the trial would have taken alone.
@@ -63,9 +64,16 @@ class Trial:
 
     @property
     def best(self) -> Mapping[str, float]:
-        """The report of the epoch with the best score, the first of equal ones; empty before any judgement."""
+        """The report of the epoch whose weights are kept, by the rule of the training loop: the best score,
+        of equal ones the best code score, of equal ones the first. Empty before any judgement.
+        """
         judged = [report for report in self.epochs if "score" in report]
-        return max(judged, key=lambda report: report["score"], default={})
+        return max(judged, key=standing, default={})
+
+
+def standing(report: Mapping[str, float]) -> tuple[float, float]:
+    """What epochs are ordered by: (`score`, `code_score`) of a judged report."""
+    return report["score"], report.get("code_score", 0.0)
 
 
 class Ledger:

@@ -12,14 +12,14 @@ import torch
 from placeray.errors import PlacerayError
 from placeray.sweep.asha import falls_behind
 from placeray.sweep.config import Sweep
-from placeray.sweep.ledger import Ledger, Trial
+from placeray.sweep.ledger import Ledger, Trial, standing
 from placeray.sweep.objectives import map_bytes
 from placeray.training.loop import StepReport
 from placeray.training.packing import Member, train_packed
 from placeray.training.progress import step_metrics
 from placeray.training.run import RunResult, RunSpec
 from placeray.training.state import Snapshot
-from placeray.training.validation import score
+from placeray.training.validation import code_score, score
 
 
 def ride_pack(
@@ -76,7 +76,7 @@ class _Rider:
         """Keep the figures of an epoch; True ends the trial."""
         entry = dict(report)
         if any("/recall_at_" in key for key in report):
-            entry["score"] = max(score(report, self.spec.train.validation), self.trial.score or 0.0)
+            self._rank(entry)
         self.trial.epochs.append(entry)
         self.trial.why = self._reason_to_stop()
         self._note_time()
@@ -104,6 +104,15 @@ class _Rider:
         self._note_time()
         self.ledger.write(trial)
         self.ledger.drop_snapshot(trial.number)
+
+    def _rank(self, entry: dict[str, float]) -> None:
+        """Give a judged epoch the scores of the best so far. Both go together: they rise only where the loop keeps the
+        weights, so that the first epoch of the highest pair is the one it kept.
+        """
+        config = self.spec.train.validation
+        entry |= {"score": score(entry, config), "code_score": code_score(entry, config)}
+        if best := self.trial.best:
+            entry["score"], entry["code_score"] = max(standing(entry), standing(best))
 
     def _reason_to_stop(self) -> str:
         epoch, epochs = len(self.trial.epochs), self.spec.train.epochs

@@ -2,22 +2,29 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from placeray import storage
+from placeray.losses import LossTerms
 from placeray.model.checkpoint import load_checkpoint
+from placeray.model.selavpr import Descriptors
 from placeray.sweep.config import Sweep
 from placeray.sweep.ledger import Ledger, Trial
 from placeray.sweep.objectives import best_trial, map_bytes, recall_at_1
 from placeray.sweep.planning import Planner
-from placeray.sweep.riding import ride_pack
-from placeray.training.loop import Silent
+from placeray.sweep.riding import _Rider, ride_pack
+from placeray.training.loop import Silent, fit
 from placeray.training.run import train_once
 from placeray.training.state import Snapshot
+from placeray.training.validation import code_score, score
 
 HEADS: list[dict[str, Any]] = [
     {"kind": "gem", "dim": 16},
@@ -169,3 +176,53 @@ def test_what_a_photo_takes_in_the_map() -> None:
     model = sweep("n", Path("o")).model
     assert map_bytes(model.model_copy(update={"hash_bits": 64})) == 64 // 8 + 2048 + 4
     assert map_bytes(model.model_copy(update={"hash_bits": 64, "float_head": None})) == 8
+
+
+class OneBatch:
+    """A feed of one batch an epoch."""
+
+    steps_per_epoch = 1
+
+    def epoch(self, number: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        yield torch.ones(2, 3), torch.arange(2)
+
+
+class OneLayer(nn.Linear):
+    def forward(self, rows: Tensor) -> Descriptors:
+        return Descriptors(super().forward(rows), None, None)
+
+
+def rows_loss(descriptors: Descriptors, labels: Tensor) -> LossTerms:
+    assert descriptors.float is not None
+    loss = descriptors.float.square().mean()
+    return LossTerms(loss, loss, torch.zeros(()), 1, 1)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 0.5, 0.9]), st.sampled_from([0.0, 0.3, 0.6])), min_size=1, max_size=6
+    )
+)
+@settings(max_examples=20, deadline=None)
+def test_the_best_epoch_of_the_record_is_the_one_whose_weights_the_loop_keeps(
+    tmp_path_factory: pytest.TempPathFactory, figures: list[tuple[float, float]]
+) -> None:
+    """Whatever the recalls: scores tie often, and good codes come with worse scores too."""
+    plan = sweep("unread", tmp_path_factory.mktemp("ties"), trials=1)
+    plan = plan.model_copy(update={"train": plan.train.model_copy(update={"epochs": len(figures)})})
+    rider, judged = _Rider(plan, Ledger(plan.output), Trial(0, {}), None), iter(figures)
+
+    def judge(_: nn.Module) -> dict[str, float]:
+        whole, codes = next(judged)
+        stages = {"two_stage": whole, "binary": codes}
+        return {f"toy-val/{stage}/recall_at_{k}": value for stage, value in stages.items() for k in (1, 5)}
+
+    config = rider.spec.train
+    result = fit(
+        OneLayer(3, 2), rows_loss, OneBatch(), config, judge=judge, listener=rider,
+        score=partial(score, config=config.validation), tie=partial(code_score, config=config.validation),
+    )  # fmt: skip
+    (trial,) = Ledger(plan.output).read_all()
+    assert trial.best["epoch"] == result.progress.best_epoch
+    assert trial.best["toy-val/binary/recall_at_1"] == result.metrics["toy-val/binary/recall_at_1"]
+    assert trial.score == result.progress.best_score
