@@ -11,7 +11,7 @@ from placeray.errors import MapError
 from placeray.retrieval.inspect_console import closing_line, print_map
 from placeray.retrieval.inspect_map import facts_of, verify
 from placeray.retrieval.manifest import publish, read_map_manifest
-from placeray.retrieval.map_lists import build_lists, calibrate, learn_quantizer, with_lists
+from placeray.retrieval.map_lists import build_lists, calibrate, calibrated, learn_quantizer
 from placeray.retrieval.place_map import PlaceMap
 from placeray.retrieval.plan import IndexConfig
 from placeray.retrieval.self_check import CheckConfig, check_map
@@ -47,7 +47,7 @@ def add_lists(root: str, num_lists: int) -> None:
     for entry in manifest["shards"]:
         build_lists(root, quantizer, entry["shard"])
     found = calibrate(root, manifest, quantizer, IndexConfig(calibration_queries=100), num_threads=1)
-    publish(root, with_lists(manifest, quantizer, found))
+    publish(root, calibrated(manifest, quantizer, found))
 
 
 def test_facts_of_a_flat_map(flat):
