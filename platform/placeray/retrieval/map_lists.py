@@ -5,7 +5,6 @@ by what they were made from.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,12 +110,12 @@ def calibrate(
         found = place_map.search(asked.codes, None, top_k=size + 1).rows
         found = without_own(found, asked.own_rows, size)
         right, rule = right_answers(place_map, asked, found)
-        lists = open_quantizer(storage.local_path(storage.join(root, quantizer)))
-        ranks = np.concatenate(list(_list_ranks(place_map, asked.codes, found, Path(root) / quantizer)))
+        lists = InvertedLists(storage.local_path(storage.join(root, quantizer)), [], [])
+        ranks = np.concatenate(list(_list_ranks(place_map, asked.codes, found, lists)))
     return choose(
         lists_needed(ranks, right),
         config.hit_rate,
-        num_lists=len(lists.centroids),
+        num_lists=len(lists),
         shortlist=size,
         queries=f"{asked.source}; {rule}",
     )
@@ -181,10 +180,9 @@ def manifest_rule(manifest: Manifest) -> float | None:
 
 
 def _list_ranks(
-    place_map: PlaceMap, codes: Bytes, found: NDArray[np.int64], quantizer: Path
+    place_map: PlaceMap, codes: Bytes, found: NDArray[np.int64], lists: InvertedLists
 ) -> Iterator[NDArray[np.int64]]:
     """For every row found (Q, S) how many lists are nearer to its query than its own list."""
-    lists = InvertedLists(quantizer, [], [])
     own = lists.quantizer.assign(place_map.codes_of(np.maximum(found, 0).ravel())).reshape(found.shape)
     for start in range(0, len(codes), _RANKED_AT_ONCE):
         some = slice(start, start + _RANKED_AT_ONCE)

@@ -48,9 +48,7 @@ def check_map(place_map: PlaceMap, config: CheckConfig) -> dict[str, Any] | None
     """
     if not config.check_queries or not place_map.code_bits or not place_map.num_live:
         return None
-    asked = live_queries(place_map, config.check_queries)
-    if not len(asked.codes):
-        return None
+    asked = queries_of_map(place_map, config.check_queries)
     floats = noisy_descriptors(place_map, asked.own_rows) if place_map.descriptor_dim else None
     return {
         "queries": len(asked.codes),
@@ -61,15 +59,6 @@ def check_map(place_map: PlaceMap, config: CheckConfig) -> dict[str, Any] | None
             mode: time_mode(place_map, asked.codes, floats, mode, config) for mode in ("auto", "exact")
         },
     }
-
-
-def live_queries(place_map: PlaceMap, count: int) -> Queries:
-    """Evenly chosen photos with noise, without those that are removed."""
-    asked = queries_of_map(place_map, count)
-    if place_map.live is None:
-        return asked
-    live = place_map.live[asked.own_rows]
-    return Queries(asked.codes[live], asked.lat[live], asked.lon[live], asked.own_rows[live], asked.source)
 
 
 def noisy_descriptors(place_map: PlaceMap, rows: Rows, seed: int = 0) -> Floats:
