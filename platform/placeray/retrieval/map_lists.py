@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from placeray import storage
@@ -23,6 +24,7 @@ from placeray.retrieval.mapped import MappedFile
 from placeray.retrieval.place_map import PlaceMap, default_shortlist
 from placeray.retrieval.plan import IndexConfig
 from placeray.retrieval.quantizer import ROUNDS, SAMPLE_PER_LIST, default_lists, train
+from placeray.retrieval.queries import codes_in
 
 # Below this, comparing every code is fast enough, and filters and answers stay exact.
 MIN_ROWS_FOR_LISTS = 5_000_000
@@ -141,16 +143,15 @@ def queries_of_descriptors(descriptors: str, manifest: Manifest) -> Queries:
                 f"{storage.resolve(descriptors)} has {key} {found['properties'][key]!r} instead of {mine[key]!r}: "
                 "calibrate with queries of the model of the map"
             )
-    codes, lat, lon = [], [], []
-    for file in found["files"]:
-        table = storage.read_table(storage.join(descriptors, file["path"]), ["code", "lat", "lon"])
-        codes.append(np.frombuffer(b"".join(table["code"].to_pylist()), dtype=np.uint8))
-        lat.append(table["lat"].to_numpy(zero_copy_only=False).astype(np.float64))
-        lon.append(table["lon"].to_numpy(zero_copy_only=False).astype(np.float64))
-    packed = np.concatenate(codes).reshape(-1, mine["code_bits"] // 8)
-    nobody = np.full(len(packed), -1, dtype=np.int64)
-    source = f"{len(packed)} queries of {found['fingerprint'][:12]}"
-    return Queries(packed, np.concatenate(lat), np.concatenate(lon), nobody, source)
+    uris = [storage.join(descriptors, file["path"]) for file in found["files"]]
+    table = pa.concat_tables([storage.read_table(uri, ["code", "lat", "lon"]) for uri in uris])
+    codes = codes_in(table)
+    if codes is None:
+        raise MapError(
+            f"{storage.resolve(descriptors)} holds no query with a code: nothing to calibrate with"
+        )
+    nobody = np.full(len(codes), -1, dtype=np.int64)
+    return Queries(codes, *_lat_lon(table), nobody, f"{len(codes)} queries of {found['fingerprint'][:12]}")
 
 
 def right_answers(
@@ -203,7 +204,10 @@ def without_own(found: NDArray[np.int64], own: NDArray[np.int64], size: int) -> 
 def _positions(
     place_map: PlaceMap, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    table = place_map.records(rows, ["lat", "lon"])
+    return _lat_lon(place_map.records(rows, ["lat", "lon"]))
+
+
+def _lat_lon(table: pa.Table) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     lat, lon = (table[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in ("lat", "lon"))
     return lat, lon
 
