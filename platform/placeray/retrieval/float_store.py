@@ -16,6 +16,8 @@ from placeray.retrieval import popcount_scan
 from placeray.retrieval.mapped import MappedFile
 from placeray.retrieval.row_ranges import RowRanges
 
+# A shard, where its rows stand in what was asked for, and which of its rows they are.
+_Places = tuple[int, NDArray[np.int64], NDArray[np.int64]]
 DescriptorType = Literal["int8", "float16", "float32"]
 
 FILE_OF_TYPE: dict[str, str] = {"int8": "desc.i8", "float16": "desc.f16", "float32": "desc.f32"}
@@ -80,7 +82,9 @@ class FloatStores:
             MapError: a row is in a shard that was left out.
         """
         self._cold.begin()
-        places = self._announced(rows)
+        places = [self._places(shortlist) for shortlist in rows]
+        for shards in places:
+            self._announce(shards)
         copies = [self._copy(shards, len(shortlist)) for shards, shortlist in zip(places, rows, strict=True)]
         self._cold.end()
         return copies
@@ -91,34 +95,31 @@ class FloatStores:
         return popcount_scan.loaded() and all(store.scales is not None for store in self.stores)
 
     def products(
-        self, rows: Sequence[NDArray[np.int64]], queries: Sequence[NDArray[np.int8]]
-    ) -> list[tuple[NDArray[np.float64], NDArray[np.float32]]]:
-        """Integer products (S,) of each query (D,) int8 with its shortlist of global rows (S,), and their scales (S,).
+        self, rows: Sequence[NDArray[np.int64]], queries: NDArray[np.int8]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Integer products (sum S,) of each of queries (Q, D) with its shortlist of global rows (S,), and the scales
+        of these rows (sum S,), all shortlists one after the other.
 
         The same as multiplying what `gather` copies, in half the time: rows are read where they lie.
         """
         self._cold.begin()
-        found = []
-        for shards, shortlist, query in zip(self._announced(rows), rows, queries, strict=True):
-            products, scales = np.empty(len(shortlist)), np.empty(len(shortlist), dtype=np.float32)
-            for number, where, local in shards:
-                store = self.stores[number]
-                products[where] = popcount_scan.dots(store.padded, local, query)  # type: ignore[arg-type]
-                scales[where] = store.scales[local]  # type: ignore[index]
-            found.append((products, scales))
+        together = np.concatenate(rows) if len(rows) else np.zeros(0, dtype=np.int64)
+        owners = np.repeat(np.arange(len(rows)), [len(shortlist) for shortlist in rows])
+        places = self._places(together)
+        self._announce(places)
+        products, scales = np.empty(len(together)), np.empty(len(together), dtype=np.float32)
+        for number, where, local in places:
+            store = self.stores[number]
+            products[where] = popcount_scan.dots(store.padded, local, owners[where], queries)  # type: ignore[arg-type]
+            scales[where] = store.scales[local]  # type: ignore[index]
         self._cold.end()
-        return found
+        return products, scales
 
-    def _announced(
-        self, rows: Sequence[NDArray[np.int64]]
-    ) -> list[list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]]:
-        """Where shortlists lie; all of it is announced to the system while the disk has to be read."""
-        places = [self._places(shortlist) for shortlist in rows]
+    def _announce(self, places: list[_Places]) -> None:
+        """Tell the system what is about to be read, while the disk has to be."""
         if self._cold.seen:
-            for shards in places:
-                for shard, _, local in shards:
-                    self.stores[shard].advise_needed(local)
-        return places
+            for shard, _, local in places:
+                self.stores[shard].advise_needed(local)
 
     def gather_run(self, start: int, count: int) -> tuple[NDArray[np.generic], NDArray[np.float32] | None]:
         """Rows start ... start + count of the map: (count, D) as stored, scales (count,) or None.
@@ -132,7 +133,7 @@ class FloatStores:
         places = [(shard, there[where], local) for shard, where, local in self._places(rows[there])]
         return self._copy(places, count)
 
-    def _places(self, rows: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+    def _places(self, rows: NDArray[np.int64]) -> list[_Places]:
         """(shard, positions in `rows`, rows inside the shard) for every shard that is touched."""
         if len(self.stores) == 1 and not self._ranges.has_gaps:
             return [(0, np.arange(len(rows)), rows)]
@@ -142,7 +143,7 @@ class FloatStores:
         return [(int(shard), where, inside[where]) for shard, where in zip(touched, positions, strict=True)]
 
     def _copy(
-        self, places: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]], count: int
+        self, places: list[_Places], count: int
     ) -> tuple[NDArray[np.generic], NDArray[np.float32] | None]:
         if not places:
             return np.zeros((0, self.descriptor_dim), dtype=np.float32), None

@@ -4,9 +4,11 @@ The candidates of a query depend on its lists alone, never on shards, threads or
 numba the lists are scanned in place; without it they are gathered for faiss, with the same candidates.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import faiss
 import numpy as np
@@ -18,11 +20,21 @@ from placeray.retrieval.first_stage import CodeRange, search_codes
 from placeray.retrieval.lists import ShardLists, open_lists, open_quantizer
 from placeray.retrieval.merge import NOBODY, Keys, best, distance_keys, rows_of
 
+_Part = TypeVar("_Part")
+_Found = TypeVar("_Found")
 Masks = Sequence[NDArray[np.bool_] | None]
 
-_NEAREST_FIRST = 16
+# The nearest lists set the distance to beat; the others are read in the order in which they lie in memory.
+_NEAREST_FIRST = 32
 # Queries of one call of the compiled scan: their candidates stay in the second-level cache.
 _QUERIES_AT_ONCE = 64
+
+
+def _each(
+    search: Callable[[_Part], _Found], parts: Sequence[_Part], pool: ThreadPoolExecutor
+) -> list[_Found]:
+    """`search` of every part, side by side; a single one here, as handing it over takes as long as comparing codes."""
+    return [search(parts[0])] if len(parts) == 1 else list(pool.map(search, parts))
 
 
 class InvertedLists:
@@ -66,16 +78,28 @@ class InvertedLists:
         """
         if not len(queries):
             return np.full((0, size), NOBODY, dtype=np.uint64)
-        probes = self.ranked(queries, min(nprobe, len(self)), pool, num_threads)
-        # The nearest lists set the distance to beat; the others are read in the order in which they lie in memory.
-        probes[:, _NEAREST_FIRST:].sort(axis=1)
-        scan = self._scan if popcount_scan.available() else self._scan_by_faiss
+        count = min(nprobe, len(self))
+        choose, scan = self._probes_by_faiss, self._scan_by_faiss
+        if popcount_scan.available():
+            choose, scan = self._probes, self._scan
         if len(queries) < 2 * num_threads:  # too few to give every thread some: share out their lists
+            probes = choose(queries, count)
             parts = [part for part in np.array_split(probes, num_threads, axis=1) if part.shape[1]]
-            return best(list(pool.map(lambda part: scan(queries, part, size, allowed), parts)), size)
+            return best(_each(lambda part: scan(queries, part, size, allowed), parts, pool), size)
         starts = range(0, len(queries), min(_QUERIES_AT_ONCE, -(-len(queries) // num_threads)))
-        some = [slice(start, start + starts.step) for start in starts]
-        return np.concatenate(list(pool.map(lambda s: scan(queries[s], probes[s], size, allowed), some)))
+        some = [queries[start : start + starts.step] for start in starts]
+        return np.concatenate(_each(lambda part: scan(part, choose(part, count), size, allowed), some, pool))
+
+    @functools.cached_property
+    def _chooser(self) -> popcount_scan.ListChooser:
+        return popcount_scan.ListChooser(self.quantizer.centroids)
+
+    def _probes(self, queries: Bytes, count: int) -> NDArray[np.int32]:
+        return self._chooser.choose(queries, count, _NEAREST_FIRST)
+
+    def _probes_by_faiss(self, queries: Bytes, count: int) -> NDArray[np.int32]:
+        """faiss keeps the first among equals; the order of the lists is of no use to it."""
+        return faiss.knn_hamming(queries, self.quantizer.centroids, count)[1].astype(np.int32)
 
     def _scan(self, queries: Bytes, probes: NDArray[np.int32], size: int, allowed: Masks) -> Keys:
         collector = popcount_scan.Collector(queries, size)

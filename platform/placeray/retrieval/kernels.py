@@ -27,6 +27,8 @@ from placeray.retrieval.merge import NOBODY
 
 BLOCK = 128  # codes compared at once: 128 nibbles of each are 16 KB, half of a first-level cache
 WORDS_AT_ONCE = 64  # of a word-major block: its sums stay in registers
+# Fetched before they are needed: a memory access takes as long as comparing some 30 codes.
+ROWS_AHEAD = 48
 _RUN = 48  # nibbles summed in bytes before they are widened: 48 * 4 = 192 < 256
 
 _BYTE, _SHORT, _INT, _LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
@@ -57,7 +59,7 @@ def nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return split
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[..., Any]) -> Any:
     """njit without the interpreter lock; the machine code is kept on disk where there is a place for it."""
     try:
         return numba.njit(nogil=True, cache=True)(function)
@@ -199,7 +201,22 @@ def _add_nibble(
         builder.store(builder.add(builder.load(part), found), part)
 
 
-@_compiled
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
+    """Start bringing the 64 bytes at a byte offset of an array into the cache; any offset is safe."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        base = _array(context, builder, signature.args[0], arguments[0]).data
+        place = _at(builder, base, arguments[1], _BYTE)
+        kind = ir.FunctionType(ir.VoidType(), [place.type, _INT, _INT, _INT])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [place, *(ir.Constant(_INT, value) for value in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), emit
+
+
+@compiled
 def keep_best(candidates: Any, count: int, size: int, histogram: Any) -> Any:
     """Move the `size` smallest of `count` > `size` keys to the front; returns the largest distance among them."""
     histogram[:] = 0
@@ -230,18 +247,18 @@ def keep_best(candidates: Any, count: int, size: int, histogram: Any) -> Any:
 # `counts` (Q,) int64 of used ones; `to_beat` (Q,) uint64, a distance at or above it cannot enter any more.
 
 
-@_compiled
-def push(state: Any, q: int, key: Any, size: int, histogram: Any, slack: Any) -> None:
-    """Take one candidate. `slack` is 0 when rows come in ascending order, else 1: a later tie may be a lower row."""
+@compiled
+def push(state: Any, q: int, key: Any, size: int, histogram: Any) -> None:
+    """Take one candidate; rows come in ascending order, so a later one at the same distance is worse."""
     candidates, counts, to_beat = state
     candidates[q, counts[q]] = key
     counts[q] += 1
     if counts[q] == candidates.shape[1]:
-        to_beat[q] = keep_best(candidates[q], counts[q], size, histogram) + slack
+        to_beat[q] = keep_best(candidates[q], counts[q], size, histogram)
         counts[q] = size
 
 
-@_compiled
+@compiled
 def finish(state: Any, size: int, histogram: Any) -> None:
     """Leave the `size` best of every query at the front."""
     candidates, counts, _ = state
@@ -250,13 +267,15 @@ def finish(state: Any, size: int, histogram: Any) -> None:
             keep_best(candidates[q], counts[q], size, histogram)
 
 
-@_compiled
+@compiled
 def scan_rows(
     words: Any, start: int, queries: Any, size: int, first_row: Any, allowed: Any, state: Any, histogram: Any
 ) -> None:
     """Rows `start` ... of words (n, W), one after the other: for few queries, where reading is the limit."""
     to_beat = state[2]
     for i in range(start, len(words)):
+        # The processor fetches what follows by itself, but stops at every page.
+        prefetch(words, (i + ROWS_AHEAD) * 8 * words.shape[1])
         if len(allowed) and not allowed[i]:
             continue
         for q in range(len(queries)):
@@ -265,10 +284,10 @@ def scan_rows(
                 distance += popcount(words[i, w] ^ queries[q, w])
             if distance < to_beat[q]:
                 key = (distance << np.uint64(32)) | (first_row + np.uint64(i))
-                push(state, q, key, size, histogram, np.uint64(0))
+                push(state, q, key, size, histogram)
 
 
-@_compiled
+@compiled
 def turn_words(codes: Any, words: Any, start: int, block: Any) -> None:
     """BLOCK rows of words (n, W), from `start` on, to word-major (W, BLOCK) uint64."""
     for j in range(BLOCK):
@@ -276,7 +295,7 @@ def turn_words(codes: Any, words: Any, start: int, block: Any) -> None:
             block[w, j] = words[start + j, w]
 
 
-@_compiled
+@compiled
 def count_block(block: Any, query: Any, split: Any, table: Any, distances: Any) -> Any:
     """Distances of a word-major block to one query; returns the smallest. The inner loop becomes vector popcounts."""
     smallest = np.uint64(0xFFFF)
@@ -293,13 +312,13 @@ def count_block(block: Any, query: Any, split: Any, table: Any, distances: Any) 
     return smallest
 
 
-@_compiled
+@compiled
 def split_nibbles(codes: Any, words: Any, start: int, block: Any) -> None:
     """The same for look-up: nibbles (2 B, BLOCK) uint8."""
     split_block(codes, start, block)
 
 
-@_compiled
+@compiled
 def look_up(block: Any, query: Any, split: Any, table: Any, distances: Any) -> Any:
     """The same by look-up: `split` is the query as nibbles() give it, `table` is NIBBLE_TABLE."""
     return look_up_block(block, split, table, distances)
@@ -319,7 +338,7 @@ def scratch(code_bytes: int) -> NDArray[Any]:
     return raw[start : start + size].view(kind).reshape(wanted)
 
 
-@_compiled
+@compiled
 def scan_blocks(
     codes: Any, words: Any, queries: Any, split: Any, table: Any, block: Any, size: int, first_row: Any,
     allowed: Any, state: Any, histogram: Any,
@@ -344,48 +363,110 @@ def scan_blocks(
                 distance = np.uint64(distances[j])
                 if distance < to_beat[q] and (not len(allowed) or allowed[start + j]):
                     key = (distance << np.uint64(32)) | (first_row + np.uint64(start + j))
-                    push(state, q, key, size, histogram, np.uint64(0))
+                    push(state, q, key, size, histogram)
     scan_rows(words, end, queries, size, first_row, allowed, state, histogram)
 
 
-@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
-    """Start bringing the 64 bytes at a byte offset of an array into the cache; any offset is safe."""
-
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        base = _array(context, builder, signature.args[0], arguments[0]).data
-        place = _at(builder, base, arguments[1], _BYTE)
-        kind = ir.FunctionType(ir.VoidType(), [place.type, _INT, _INT, _INT])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [place, *(ir.Constant(_INT, value) for value in (0, 3, 1))])
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64), emit
+@compiled
+def name_rows(candidates: Any, start: int, end: int, order: Any, first_row: Any) -> None:
+    """Turn the positions inside a shard's lists, in the lower half of candidates start ... end, into global rows."""
+    for i in range(start, end):
+        position = candidates[i] & np.uint64(0xFFFFFFFF)
+        candidates[i] = (candidates[i] - position) | (first_row + np.uint64(order[position]))
 
 
-@_compiled
+@compiled
 def scan_lists(
     words: Any, order: Any, offsets: Any, probes: Any, queries: Any, size: int, first_row: Any, allowed: Any,
     state: Any, histogram: Any,
 ) -> None:  # fmt: skip
-    """The lists `probes` (Q, P) of each query; list l is words[offsets[l] : offsets[l + 1]], `order` has their rows."""
-    to_beat = state[2]
+    """The lists `probes` (Q, P) of each query; list l is words[offsets[l] : offsets[l + 1]], `order` has their rows.
+
+    Every list is a jump in memory, so it is fetched while those before it are compared. A candidate is kept by its
+    position at first, because its row lies in yet another place, which is fetched meanwhile.
+    """
+    candidates, counts, to_beat = state
+    stride, num_lists = 8 * words.shape[1], probes.shape[1]
+    starts, ends = np.empty(num_lists, dtype=np.int64), np.empty(num_lists, dtype=np.int64)
     for q in range(len(queries)):
-        for p in range(probes.shape[1]):
-            start, end = np.int64(offsets[probes[q, p]]), np.int64(offsets[probes[q, p] + 1])
-            # The next list lies elsewhere: its rows are fetched while those of this one are compared.
-            after = np.int64(offsets[probes[q, min(p + 1, probes.shape[1] - 1)]])
-            for i in range(start, end):
-                prefetch(words, (after + i - start) * 8 * words.shape[1])
+        for p in range(num_lists):
+            starts[p], ends[p] = offsets[probes[q, p]], offsets[probes[q, p] + 1]
+        # A second reader runs ROWS_AHEAD rows before the first and only fetches.
+        ahead, fetched, until = 0, starts[0], ends[0]
+        lead, named = ROWS_AHEAD, counts[q]
+        for p in range(num_lists):
+            for i in range(starts[p], ends[p]):
+                for _ in range(lead):
+                    while fetched == until and ahead + 1 < num_lists:
+                        ahead += 1
+                        fetched, until = starts[ahead], ends[ahead]
+                    prefetch(words, fetched * stride)
+                    fetched += fetched < until
+                lead = 1
                 distance = np.uint64(0)
                 for w in range(words.shape[1]):
                     distance += popcount(words[i, w] ^ queries[q, w])
-                if distance < to_beat[q] and (not len(allowed) or allowed[order[i]]):
-                    key = (distance << np.uint64(32)) | (first_row + np.uint64(order[i]))
-                    push(state, q, key, size, histogram, np.uint64(1))
+                if distance >= to_beat[q] or (len(allowed) and not allowed[order[i]]):
+                    continue
+                prefetch(order, 4 * i)
+                candidates[q, counts[q]] = (distance << np.uint64(32)) | np.uint64(i)
+                counts[q] += 1
+                if counts[q] == candidates.shape[1]:
+                    name_rows(candidates[q], named, counts[q], order, first_row)
+                    # Rows come in no order, so one at the same distance may still be lower.
+                    to_beat[q] = keep_best(candidates[q], counts[q], size, histogram) + np.uint64(1)
+                    counts[q] = named = size
+        name_rows(candidates[q], named, counts[q], order, first_row)
 
 
-@_compiled
+@compiled
+def choose_lists(
+    centroids: Any, centroid_words: Any, words: Any, split: Any, table: Any, block: Any, num_lists: int,
+    num_first: int, distances: Any, found: Any,
+) -> None:  # fmt: skip
+    """The lists nearest to each query, into found (Q, P) int32: the `num_first` nearest, then the others, by number.
+
+    Among equals the first ones are taken. `centroids` (C, B) is padded to a multiple of BLOCK; its first `num_lists`
+    count; `distances` (Q, C) uint16 is room for all of them.
+    """
+    for start in range(0, len(centroids), BLOCK):
+        _load_block(centroids, centroid_words, start, block)
+        for q in range(len(words)):
+            _compare_block(block, words[q], split[q], table, distances[q, start : start + BLOCK])
+    histogram = np.empty(64 * words.shape[1] + 1, dtype=np.int64)
+    for q in range(len(words)):
+        histogram[:] = 0
+        for c in range(num_lists):
+            histogram[distances[q, c]] += 1
+        limit, ties = cut(histogram, found.shape[1])
+        near_limit, near_ties = cut(histogram, num_first)
+        near, far = 0, num_first
+        for c in range(num_lists):
+            distance = np.int64(distances[q, c])
+            if distance > limit:
+                continue
+            if distance < near_limit or (distance == near_limit and near_ties > 0):
+                near_ties -= distance == near_limit
+                ties -= distance == limit
+                found[q, near] = c
+                near += 1
+            elif distance < limit or ties > 0:
+                ties -= distance == limit
+                found[q, far] = c
+                far += 1
+
+
+@compiled
+def cut(histogram: Any, count: int) -> Any:
+    """The distance at which the `count` nearest end, and how many of those at that distance are among them."""
+    limit, missing = 0, count
+    while missing > histogram[limit]:
+        missing -= histogram[limit]
+        limit += 1
+    return limit, missing
+
+
+@compiled
 def nearest_of(
     centroids: Any, centroid_words: Any, words: Any, split: Any, table: Any, block: Any, found: Any
 ) -> None:
@@ -407,15 +488,79 @@ def nearest_of(
                 found[i] = start + j
 
 
-@_compiled
-def dots(rows: Any, which: Any, query: Any, products: Any) -> None:
-    """Integer products of a query (D,) int16 with the rows `which` (S,) of (n, >= D) int8, where they lie in memory."""
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def dot_fetching(
+    typing_context: Any, rows: Any, start: Any, query: Any, begin: Any, count: Any, after: Any
+) -> Any:
+    """Integer product of `count` numbers, a multiple of 64, of int8 rows from byte `start` on with those of int16
+    queries from number `begin` on; meanwhile as many bytes from `after` on are fetched. Needs AVX2.
+    """
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        base = _array(context, builder, signature.args[0], arguments[0]).data
+        asked = _array(context, builder, signature.args[2], arguments[2]).data
+        ints, shorts = ir.VectorType(_INT, 8), ir.VectorType(_SHORT, 16)
+        multiply = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ints, [shorts, shorts]), "llvm.x86.avx2.pmadd.wd"
+        )
+        fetch_kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _INT, _INT, _INT])
+        fetch = cgutils.get_or_insert_function(builder.module, fetch_kind, "llvm.prefetch.p0")
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(ints, [0] * 8)) for _ in range(4)]
+        for part in sums:
+            builder.store(ir.Constant(ints, [0] * 8), part)
+        with cgutils.for_range_slice(builder, _const(0), arguments[4], _const(64), _LONG) as (place, _):
+            next_line = _at(builder, base, builder.add(arguments[5], place), _BYTE)
+            builder.call(fetch, [next_line, *(ir.Constant(_INT, value) for value in (0, 3, 1))])
+            for step, part in enumerate(sums):
+                here = builder.add(place, _const(16 * step))
+                row = builder.load(_at(builder, base, builder.add(arguments[1], here), _BYTES16), align=1)
+                number = builder.shl(builder.add(arguments[3], here), _const(1))
+                numbers = builder.load(_at(builder, asked, number, shorts), align=2)
+                products = builder.call(multiply, [builder.sext(row, shorts), numbers])
+                builder.store(builder.add(builder.load(part), products), part)
+        total = builder.load(sums[0])
+        for part in sums[1:]:
+            total = builder.add(total, builder.load(part))
+        reduce = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_INT, [ints]), "llvm.vector.reduce.add.v8i32"
+        )
+        return builder.sext(builder.call(reduce, [total]), _LONG)
+
+    return types.int64(rows, types.int64, query, types.int64, types.int64, types.int64), emit
+
+
+@compiled
+def dot_plain(rows: Any, start: int, queries: Any, begin: int, count: int, after: int) -> Any:
+    """The same on any processor."""
+    total = np.int64(0)
+    row, query = rows.ravel(), queries.ravel()
+    for place in range(0, count, 64):
+        prefetch(rows, after + place)
+        for j in range(place, place + 64):
+            total += np.int32(row[start + j]) * np.int32(query[begin + j])
+    return total
+
+
+@compiled
+def dot_avx2(rows: Any, start: int, queries: Any, begin: int, count: int, after: int) -> Any:
+    """`dot_fetching` as a function."""
+    return dot_fetching(rows, start, queries, begin, count, after)
+
+
+_dot = dot_avx2 if can_look_up() else dot_plain
+
+
+@compiled
+def dots(rows: Any, which: Any, owners: Any, queries: Any, products: Any) -> None:
+    """Integer products (S,) of the rows `which` (S,) of (n, >= D) int8, where they lie in memory, with the queries
+    `owners` (S,) of (Q, D) int16. The next row is fetched while one is multiplied: each is a jump in memory.
+    """
+    stride, dim = rows.shape[1], queries.shape[1]
+    whole = dim // 64 * 64
     for i in range(len(which)):
-        row = which[i]
-        after = which[min(i + 1, len(which) - 1)] * rows.shape[1]
-        for place in range(0, len(query), 64):
-            prefetch(rows, after + place)
-        total = np.int32(0)
-        for j in range(len(query)):
-            total += np.int32(rows[row, j]) * np.int32(query[j])
+        start, begin = which[i] * stride, owners[i] * dim
+        after = which[min(i + 1, len(which) - 1)] * stride
+        total = _dot(rows, start, queries, begin, whole, after)
+        for j in range(whole, dim):
+            total += np.int64(rows[which[i], j]) * np.int64(queries[owners[i], j])
         products[i] = total

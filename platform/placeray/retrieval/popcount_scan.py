@@ -17,10 +17,14 @@ from placeray.retrieval.merge import NOBODY, Keys
 
 Mask = NDArray[np.bool_]
 _NO_MASK: Mask = np.zeros(0, dtype=np.bool_)
-# Room to collect between two clean-ups: large against the histogram of distances that each of them costs.
-_ROOM = 1024
+# Room to collect between two clean-ups: as large as the histogram of distances that each of them costs, and no larger,
+# as after each of them fewer candidates come in.
+_ROOM = 512
 # Codes are assigned to centroids this many at a time: their nibbles take 8 MB at 512 bits.
 _CODES_AT_ONCE = 65_536
+# Queries that lists are chosen for at a time: a block of centroids is split once for all, and their distances to
+# 100,000 lists take 3 MB.
+_QUERIES_AT_ONCE = 16
 
 
 def available() -> bool:
@@ -93,12 +97,39 @@ class Collector:
         return split
 
 
+class ListChooser:
+    """The centroids of a map, ready to be compared with queries again and again."""
+
+    def __init__(self, centroids: Bytes) -> None:
+        """`centroids` (L, bits / 8) uint8, L > 0."""
+        compiled = _kernels()
+        assert compiled is not None, "numba is not installed; ask available() first"
+        self._kernels, self._num_lists = compiled, len(centroids)
+        self._padded = _padded(centroids, compiled.BLOCK)
+
+    def choose(self, queries: Bytes, count: int, num_first: int) -> NDArray[np.int32]:
+        """The `count` lists (Q, count) nearest to each of queries (Q, bits / 8), the first ones among equals.
+
+        The `num_first` nearest come first, then the others; both by number.
+        """
+        found = np.empty((len(queries), count), dtype=np.int32)
+        block = self._kernels.scratch(queries.shape[1])
+        for start in range(0, len(queries), _QUERIES_AT_ONCE):
+            some = np.ascontiguousarray(queries[start : start + _QUERIES_AT_ONCE])
+            distances = np.empty((len(some), len(self._padded)), dtype=np.uint16)
+            self._kernels.choose_lists(
+                self._padded, as_words(self._padded), as_words(some), self._kernels.nibbles(some),
+                self._kernels.NIBBLE_TABLE, block, self._num_lists, min(num_first, count), distances,
+                found[start : start + len(some)],
+            )  # fmt: skip
+        return found
+
+
 def nearest(centroids: Bytes, codes: Bytes) -> NDArray[np.int32]:
     """Number (n,) of the nearest of centroids (C, bits / 8) for each of codes (n, bits / 8), the first among equals."""
     compiled = _kernels()
     assert compiled is not None, "numba is not installed; ask available() first"
-    missing = -len(centroids) % compiled.BLOCK
-    padded = np.ascontiguousarray(np.pad(centroids, ((0, missing), (0, 0)), mode="edge"))
+    padded = _padded(centroids, compiled.BLOCK)
     found = np.zeros(len(codes), dtype=np.int32)
     block = compiled.scratch(codes.shape[1])
     for start in range(0, len(codes), _CODES_AT_ONCE):
@@ -110,13 +141,24 @@ def nearest(centroids: Bytes, codes: Bytes) -> NDArray[np.int32]:
     return found
 
 
-def dots(rows: NDArray[np.int8], which: NDArray[np.int64], query: NDArray[np.int8]) -> NDArray[np.float64]:
-    """Exact products (S,) of a query (D,) with the rows `which` (S,) of (n, D or more), without copying them first."""
+def dots(
+    rows: NDArray[np.int8], which: NDArray[np.int64], owners: NDArray[np.int64], queries: NDArray[np.int8]
+) -> NDArray[np.float64]:
+    """Exact products (S,) of the rows `which` (S,) of (n, D or more) with the queries `owners` (S,) of (Q, D).
+
+    The rows are not copied.
+    """
     compiled = _kernels()
     assert compiled is not None, "numba is not installed; ask loaded() first"
     products = np.empty(len(which), dtype=np.float64)
-    compiled.dots(rows, which, query.astype(np.int16), products)
+    compiled.dots(rows, which, owners, queries.astype(np.int16), products)
     return products
+
+
+def _padded(centroids: Bytes, block: int) -> Bytes:
+    """Centroids with the last one repeated up to a multiple of `block`."""
+    missing = -len(centroids) % block
+    return np.ascontiguousarray(np.pad(centroids, ((0, missing), (0, 0)), mode="edge"))
 
 
 def _mask(allowed: Mask | None) -> Mask:

@@ -39,8 +39,12 @@ class Quantizer(NamedTuple):
 
 
 def default_lists(num_rows: int) -> int:
-    """4 sqrt(N): then ranking the lists of a query costs as much as scanning a few of them."""
-    return max(1, round(4 * math.sqrt(num_rows)))
+    """16 sqrt(N): ranking the lists of a query then costs about as much as scanning those that must be probed.
+
+    Measured at 10 million codes in which nothing clusters: 4, 16 and 32 sqrt(N) lists want 4.3, 2.2 and 1.7 % of the
+    codes compared, in 3.0, 2.0 and 2.2 ms a query. Where codes cluster, fewer are enough with more lists, too.
+    """
+    return max(1, round(16 * math.sqrt(num_rows)))
 
 
 def train(sample: Bytes, num_lists: int, seed: int = 0) -> Quantizer:

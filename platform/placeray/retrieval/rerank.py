@@ -1,6 +1,7 @@
 """Stage 2: order each shortlist by the similarity of float descriptors."""
 
 import time
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -41,8 +42,12 @@ def rerank(queries: NDArray[np.float32], shortlist: NDArray[np.int64], stores: F
         prepared = prepare(queries[some.start : some.stop])
         if stores.can_multiply:
             ready = time.perf_counter()
-            products = stores.products(known, [query.integers for query in prepared])
-            similarities = [query.scaled(*each) for query, each in zip(prepared, products, strict=True)]
+            products, scales = stores.products(known, np.stack([query.integers for query in prepared]))
+            edges = np.cumsum([0, *(len(rows) for rows in known)]).tolist()
+            similarities = [
+                query.scaled(products[a:b], scales[a:b])
+                for query, (a, b) in zip(prepared, pairwise(edges), strict=True)
+            ]
         else:
             gathered = stores.gather(known)
             ready = time.perf_counter()

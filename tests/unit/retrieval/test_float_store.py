@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from placeray.retrieval import popcount_scan
 from placeray.retrieval.exhaustive import search_exhaustive
 from placeray.retrieval.float_store import FILE_OF_TYPE, SCALE_FILE, FloatStore, FloatStores, padded_row_bytes
 from placeray.retrieval.quantize import dequantize, quantize
@@ -130,3 +131,32 @@ def test_exhaustive_search_over_several_blocks_and_query_groups(tmp_path: Path, 
     )
     np.testing.assert_array_equal(rows, np.argsort(-exact, axis=1, kind="stable")[:, :15])
     np.testing.assert_array_equal(similarity, -np.sort(-exact, axis=1)[:, :15])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    dim=st.sampled_from([1, 8, 63, 64, 65, 256, 200, 1024]),
+    padding=st.integers(0, 40),
+    extreme=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_products_in_place_are_exact(dim: int, padding: int, extreme: bool, seed: int) -> None:
+    """Any length, padded or not, by both ways to multiply; the largest sums too."""
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(-127, 128, (20, dim + padding), dtype=np.int8)
+    queries = rng.integers(-127, 128, (3, dim), dtype=np.int8)
+    if extreme:
+        rows[:], queries[:] = 127, -127
+    which, owners = rng.integers(0, 20, 30), rng.integers(0, 3, 30)
+    expected = np.vecdot(rows[which, :dim].astype(np.int64), queries[owners].astype(np.int64))
+    assert popcount_scan.available()
+    np.testing.assert_array_equal(popcount_scan.dots(rows, which, owners, queries), expected)
+    from placeray.retrieval import kernels
+
+    whole = dim // 64 * 64
+    plain = kernels.dot_plain(
+        rows, which[0] * rows.shape[1], queries.astype(np.int16), owners[0] * dim, whole, 0
+    )
+    assert plain == np.vecdot(
+        rows[which[0], :whole].astype(np.int64), queries[owners[0], :whole].astype(np.int64)
+    )
