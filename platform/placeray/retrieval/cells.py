@@ -61,15 +61,33 @@ def _curve_table() -> NDArray[np.int64]:
     for state, x, y in itertools.product(range(4), range(1 << _STEP), range(1 << _STEP)):
         number = 0
         for bit in range(_STEP - 1, -1, -1):
-            mirrored = 1 if state & _MIRRORED else 0
-            right, upper = (x >> bit & 1) ^ mirrored, (y >> bit & 1) ^ mirrored
-            if state & _SWAPPED:
-                right, upper = upper, right
-            number = number << 2 | (3 * right) ^ upper
-            if not upper:  # turn, so that the curve enters and leaves the quadrant at the right corners
-                state ^= _SWAPPED | (_MIRRORED if right else 0)
+            quadrant, state = _enter(state, x >> bit & 1, y >> bit & 1)
+            number = number << 2 | quadrant
         table.append(number << 2 | state)
     return np.array(table, dtype=np.int64)
+
+
+def quadrants() -> NDArray[np.int64]:
+    """The curve, a level at a time: [state, quadrant along it] holds column and line (0 or 1) and the state inside.
+
+    The whole world has state 0 where the number of levels is a multiple of the step of the table, as LEVEL is.
+    """
+    found = np.empty((4, 4, 3), dtype=np.int64)
+    for state, x, y in itertools.product(range(4), range(2), range(2)):
+        quadrant, inside = _enter(state, x, y)
+        found[state, quadrant] = x, y, inside
+    return found
+
+
+def _enter(state: int, x: int, y: int) -> tuple[int, int]:
+    """Number along the curve, and the state inside, of the quadrant in column x and line y."""
+    mirrored = 1 if state & _MIRRORED else 0
+    right, upper = x ^ mirrored, y ^ mirrored
+    if state & _SWAPPED:
+        right, upper = upper, right
+    # The curve turns, so that it enters and leaves the quadrant at the right corners.
+    inside = state if upper else state ^ (_SWAPPED | (_MIRRORED if right else 0))
+    return (3 * right) ^ upper, inside
 
 
 def _grid(fraction: NDArray[np.float64], side: int) -> NDArray[np.int64]:

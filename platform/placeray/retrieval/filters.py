@@ -6,7 +6,7 @@ are checked photo by photo inside these runs. Filters are exact; a photo that la
 position, no heading, no time) does not fulfil it.
 """
 
-from itertools import pairwise
+from types import ModuleType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from placeray.config import Config
 from placeray.geo import EARTH_RADIUS_M, distance_m
+from placeray.retrieval import popcount_scan
 from placeray.retrieval.cells import LEVEL, NO_POSITION, curve_cells
 
 Floats = NDArray[np.floating]
@@ -56,19 +57,21 @@ class Circle(Config):
 
     def contains(self, lat: Floats, lon: Floats) -> Mask:
         """Which positions (n,) lie inside: by a plane, and on the sphere where the plane is too coarse to tell."""
-        if not self._is_small:
-            return self._contains_on_sphere(lat, lon)
+        if not self.is_small:
+            return self.contains_on_sphere(lat, lon)
         metres = self._plane_m(lat, lon)
         inside: Mask = metres <= self.radius_m
         unsure = np.flatnonzero(np.abs(metres - self.radius_m) <= _PLANE_ERROR * self.radius_m)
-        inside[unsure] = self._contains_on_sphere(lat[unsure], lon[unsure])
+        inside[unsure] = self.contains_on_sphere(lat[unsure], lon[unsure])
         return inside
 
     @property
-    def _is_small(self) -> bool:
+    def is_small(self) -> bool:
+        """Whether a plane around its middle is good enough to decide by."""
         return self.radius_m <= _PLANE_RADIUS_M and abs(self.lat) <= _PLANE_LATITUDE
 
-    def _contains_on_sphere(self, lat: Floats, lon: Floats) -> Mask:
+    def contains_on_sphere(self, lat: Floats, lon: Floats) -> Mask:
+        """Which positions (n,) lie inside, by great-circle distance."""
         inside: Mask = distance_m(lat, lon, self.lat, self.lon) <= self.radius_m
         return inside
 
@@ -100,7 +103,7 @@ class Circle(Config):
     def classify(self, west: Floats, south: Floats, east: Floats, north: Floats) -> Places:
         """Where boxes (n,) lie: no photo of one is farther from its middle than half its sides together."""
         lat, lon = (south + north) / 2, (west + east) / 2
-        if self._is_small:
+        if self.is_small:
             middle = self._plane_m(lat, lon)
             error = _PLANE_ERROR * middle
         else:
@@ -228,6 +231,13 @@ class Cover(NamedTuple):
     end: NDArray[np.uint64]
     sure: Mask  # whether all photos of a range lie in the area
 
+    def touches(self, first_cells: NDArray[np.uint64], last_cells: NDArray[np.uint64]) -> Mask:
+        """Which shards (n,), whose cells begin and end with these, may have photos in a range."""
+        ended = np.searchsorted(self.end, first_cells, side="right")
+        begun = np.searchsorted(self.first, last_cells, side="right")
+        touched: Mask = ended < begun
+        return touched
+
 
 def select(photos: Positions, wanted: Filter, cover: Cover | None = None) -> list[Run]:
     """The rows of a shard that fulfil a filter, ascending.
@@ -244,39 +254,82 @@ def select(photos: Positions, wanted: Filter, cover: Cover | None = None) -> lis
 
 
 def _area_runs(photos: Positions, area: Circle | Box | Polygon, cover: Cover) -> list[Run]:
-    if not len(photos.cells):
-        return []
-    here = slice(
-        int(np.searchsorted(cover.end, photos.cells[0], side="right")),
-        int(np.searchsorted(cover.first, photos.cells[-1], side="right")),
-    )
-    first, end, sure = cover.first[here], cover.end[here], cover.sure[here]
-    starts, ends = np.searchsorted(photos.cells, first), np.searchsorted(photos.cells, end)
-    filled = ends > starts
-    starts, ends, sure = starts[filled], ends[filled], sure[filled]
+    starts, ends, sure = _covered_rows(photos.cells, cover)
     if not len(starts):
         return []
-    # The rows to be checked, all at once; then piece by piece.
+    first = int(starts[0])
+    allowed = _allowed(photos, area, starts, ends, sure)
+    edges = np.concatenate([[0], np.flatnonzero(starts[1:] - ends[:-1] > _ROWS_BETWEEN) + 1])
+    lasts = np.concatenate([edges[1:], [len(starts)]]) - 1
+    whole = np.add.reduceat((ends - starts) * sure, edges) == ends[lasts] - starts[edges]
+    pieces = zip(starts[edges].tolist(), ends[lasts].tolist(), whole.tolist(), strict=True)
+    return [
+        Run(start, end, None if all_ else allowed[start - first : end - first]) for start, end, all_ in pieces
+    ]
+
+
+def _covered_rows(
+    cells: NDArray[np.uint64], cover: Cover
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Mask]:
+    """Starts and ends of the rows in every range of cells that has any, and which ranges are sure."""
+    first, end, sure = cover
+    loops = _loops()
+    if loops is not None:
+        starts, ends, which = np.empty((3, len(first)), dtype=np.int64)
+        count = loops.locate(cells, first, end, starts, ends, which)
+        return starts[:count], ends[:count], sure[which[:count]]
+    starts, ends = np.searchsorted(cells, first), np.searchsorted(cells, end)
+    filled = ends > starts
+    return starts[filled], ends[filled], sure[filled]
+
+
+def _allowed(
+    photos: Positions,
+    area: Circle | Box | Polygon,
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    sure: Mask,
+) -> Mask:
+    """Which rows lie in the area, from the first of the runs to the last (n,)."""
+    first = int(starts[0])
+    allowed = np.zeros(int(ends[-1]) - first, dtype=np.bool_)
+    loops = _circle_loops(area)
+    if loops is not None and isinstance(area, Circle):
+        unsure = np.empty(int((ends - starts)[~sure].sum()), dtype=np.int64)
+        count = loops.mark(_plane(area), photos.lat, photos.lon, starts, ends, sure, first, allowed, unsure)
+        if count:
+            rows = unsure[:count]
+            allowed[rows - first] = area.contains_on_sphere(photos.lat[rows], photos.lon[rows])
+        return allowed
+    for start, end in zip(starts[sure].tolist(), ends[sure].tolist(), strict=True):
+        allowed[start - first : end - first] = True
     to_check = _spans(starts[~sure], ends[~sure])
-    fits = area.contains(photos.lat[to_check], photos.lon[to_check])
-    breaks = np.flatnonzero(starts[1:] - ends[:-1] > _ROWS_BETWEEN) + 1
-    edges = [0, *breaks.tolist(), len(starts)]
-    return [_joined(starts[a:b], ends[a:b], sure[a:b], to_check, fits) for a, b in pairwise(edges)]
+    allowed[to_check - first] = area.contains(photos.lat[to_check], photos.lon[to_check])
+    return allowed
 
 
-def _joined(
-    starts: NDArray[np.int64], ends: NDArray[np.int64], sure: Mask, checked: NDArray[np.int64], fits: Mask
-) -> Run:
-    """Neighbouring runs as one; of those that are not sure, the checked rows (ascending) that fit."""
-    start, end = int(starts[0]), int(ends[-1])
-    if sure.all() and int((ends - starts).sum()) == end - start:
-        return Run(start, end, None)
-    allowed = np.zeros(end - start, dtype=np.bool_)
-    for a, b in zip(starts[sure].tolist(), ends[sure].tolist(), strict=True):
-        allowed[a - start : b - start] = True
-    here = slice(*np.searchsorted(checked, [start, end]))
-    allowed[checked[here] - start] = fits[here]
-    return Run(start, end, allowed)
+def _loops() -> ModuleType | None:
+    """Compiled loops, where they are at hand."""
+    if not popcount_scan.loaded():
+        return None
+    from placeray.retrieval import area_kernels
+
+    return area_kernels
+
+
+def _circle_loops(area: Circle | Box | Polygon) -> ModuleType | None:
+    """The same for a circle that a plane is good enough for."""
+    return _loops() if isinstance(area, Circle) and area.is_small else None
+
+
+def _plane(circle: Circle) -> Any:
+    from placeray.retrieval.area_kernels import Plane
+
+    here = np.radians(circle.lat)
+    return Plane(
+        circle.lat, circle.lon, circle.radius_m, _PLANE_ERROR, abs(circle.lon) > _NEAR_DATE_LINE,
+        float(np.cos(here)), float(np.sin(here)),
+    )  # fmt: skip
 
 
 def _spans(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -291,6 +344,9 @@ def cover_area(area: Circle | Box | Polygon) -> Cover:
     boxes = [tuple(_grid_line(degrees, i % 2) for i, degrees in enumerate(box)) for box in area.bounds()]
     widest = max(max(east - west, north - south) for west, south, east, north in boxes)
     shift = (widest // _CELLS_A_SIDE).bit_length()
+    loops = _circle_loops(area)
+    if loops is not None and len(boxes) == 1:
+        return _cover_circle(area, loops, boxes[0], max(shift - _REFINEMENTS, 0))
     finest = max(shift - _REFINEMENTS, 0)
     x, y = _grid(boxes, shift)
     corners, shifts, kinds = [], [], []
@@ -308,6 +364,18 @@ def cover_area(area: Circle | Box | Polygon) -> Cover:
     x, y = (np.concatenate(part) for part in zip(*corners, strict=True))
     widths = (2 * np.concatenate(shifts)).astype(np.uint64)
     return _ranges(curve_cells(x, y, LEVEL).astype(np.uint64), widths, np.concatenate(kinds))
+
+
+def _cover_circle(circle: Any, loops: ModuleType, box: tuple[int, ...], finest: int) -> Cover:
+    west, south, east, north = box
+    bounds = np.array([west, east, south, north])
+    room = 256
+    while True:
+        found = Cover(np.empty(room, np.uint64), np.empty(room, np.uint64), np.empty(room, np.bool_))
+        count = loops.cover(_plane(circle), bounds, finest, *found)
+        if count <= room:
+            return Cover(found.first[:count], found.end[:count], found.sure[:count])
+        room = count
 
 
 def _ranges(inside: NDArray[np.uint64], widths: NDArray[np.uint64], sure: Mask) -> Cover:

@@ -3,6 +3,7 @@
 Needs neither Ray nor torch. A map that is open keeps its version: files of a published shard never change.
 """
 
+import functools
 import os
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from placeray import storage
 from placeray.errors import MapError
 from placeray.retrieval.answers import SearchResult, first_of_each
 from placeray.retrieval.build import rows_schema
+from placeray.retrieval.cells import NO_POSITION
 from placeray.retrieval.codes import Bytes, hamming
 from placeray.retrieval.damage import Damaged, joined_masks, open_shards
 from placeray.retrieval.exhaustive import search_exhaustive
@@ -36,6 +38,7 @@ Floats = NDArray[np.float32]
 
 
 Mode = Literal["auto", "exact", "ivf"]
+_NO_CELLS = np.array([NO_POSITION, 0], dtype=np.uint64)
 
 
 class _Stage(NamedTuple):
@@ -267,12 +270,23 @@ class PlaceMap:
         """The codes of all photos that fulfil a filter, in row order."""
         chosen = []
         cover = None if wanted.area is None else cover_area(wanted.area)
-        for shard, (codes, first_row, live) in zip(self._shards, self._ranges, strict=True):
+        touched = np.flatnonzero(cover.touches(*self._cells)) if cover else range(len(self._shards))
+        for number in touched:
+            shard, (codes, first_row, live) = self._shards[number], self._ranges[number]
             for start, end, allowed in select(shard.positions, wanted, cover):
                 if live is not None:
                     allowed = live[start:end] if allowed is None else allowed & live[start:end]
                 chosen.append(CodeRange(codes[start:end], first_row + start, allowed))
         return chosen
+
+    @functools.cached_property
+    def _cells(self) -> NDArray[np.uint64]:
+        """The first and the last cell of each shard (2, n); shards without positions have none that an area covers."""
+        ends = [
+            shard.positions.cells[[0, -1]] if len(shard.positions.cells) else _NO_CELLS
+            for shard in self._shards
+        ]
+        return np.array(ends, dtype=np.uint64).reshape(-1, 2).T
 
     def rows(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Who the photos are, in row order: the columns of descriptors/v1 but the vectors, and `cell`.

@@ -1,8 +1,10 @@
 """A filtered search answers like a search of the photos that fulfil the filter, found by looking at each of them."""
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +15,9 @@ from pydantic import ValidationError
 
 from placeray.errors import MapError
 from placeray.geo import EARTH_RADIUS_M, distance_m
+from placeray.retrieval import popcount_scan
 from placeray.retrieval.cells import hilbert_cells
-from placeray.retrieval.filters import Box, Circle, Filter, Polygon, Positions, select
+from placeray.retrieval.filters import Box, Circle, Filter, Polygon, Positions, cover_area, select
 from placeray.retrieval.place_map import PlaceMap
 
 Make = Callable[..., Any]
@@ -127,13 +130,52 @@ def test_the_rows_are_those_that_fulfil_the_filter(
     positions = (table[name].to_numpy(zero_copy_only=False).astype(float) for name in ("lat", "lon"))
     table = table.append_column("cell", pa.array(hilbert_cells(*positions))).sort_by("cell").combine_chunks()
     wanted = data.draw(filters(*where, spread))
-    rows = [
-        row
-        for start, end, allowed in select(Positions(table), wanted)
-        for row in range(start, end)
-        if allowed is None or allowed[row - start]
-    ]
+    with compiled_loops(data.draw(st.booleans())):
+        rows = [
+            row
+            for start, end, allowed in select(Positions(table), wanted)
+            for row in range(start, end)
+            if allowed is None or allowed[row - start]
+        ]
     assert rows == [row for row, photo in enumerate(table.to_pylist()) if fulfils(photo, wanted)]
+
+
+@contextlib.contextmanager
+def compiled_loops(wanted: bool) -> Iterator[None]:
+    """Filters with compiled loops, or without as where numba is absent."""
+    assert popcount_scan.available()
+    with (
+        contextlib.nullcontext() if wanted else mock.patch.object(popcount_scan, "loaded", return_value=False)
+    ):
+        yield
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lat=st.floats(-74, 74), lon=st.floats(-178, 178), radius_m=st.floats(0.5, 100_000), seed=st.integers(0, 2**32 - 1)
+)  # fmt: skip
+def test_a_circle_is_covered_by_ranges_along_the_curve(
+    lat: float, lon: float, radius_m: float, seed: int
+) -> None:
+    """Positions in and around it: those inside lie in a range, all in a sure one lie inside; few ranges, in order."""
+    circle = Circle(lat=lat, lon=lon, radius_m=radius_m)
+    rng = np.random.default_rng(seed)
+    reach = 1.5 * math.degrees(radius_m / EARTH_RADIUS_M)
+    lats = lat + rng.uniform(-reach, reach, 2000)
+    lons = lon + rng.uniform(-reach, reach, 2000) / math.cos(math.radians(lat))
+    cells = hilbert_cells(lats, lons)
+    inside = circle.contains(lats, lons)
+    for loops in (True, False):
+        with compiled_loops(loops):
+            cover = cover_area(circle)
+        number = np.searchsorted(cover.end, cells, side="right")
+        here = np.minimum(number, len(cover.end) - 1)
+        held = (number < len(cover.end)) & (cover.first[here] <= cells)
+        assert held[inside].all()
+        assert inside[held & cover.sure[here]].all()
+        assert (cover.first < cover.end).all()
+        assert (cover.end[:-1] <= cover.first[1:]).all()
+        assert len(cover.first) < 1000
 
 
 def test_a_polygon_holds_what_lies_inside() -> None:

@@ -1,0 +1,166 @@
+"""Rows of an area by compiled loops; importing this module fails where numba is absent.
+
+Circles are decided by a plane, as `filters.Circle` does without these loops; what the plane is too coarse for is left
+to the sphere.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from placeray.geo import EARTH_RADIUS_M
+from placeray.retrieval.cells import LEVEL, quadrants
+from placeray.retrieval.kernels import compiled
+
+_DEGREE = math.pi / 180
+INSIDE, EDGE, OUTSIDE = 1, 0, -1
+# Degrees that rounding may put a photo outside of its cell.
+_ROUNDING = 1e-9
+# A cell of a 4096th of the world is some ten kilometres wide; what is larger is not classified by a plane.
+_SIDE_OF_PLANE = 4096
+# For every state of the curve and quadrant along it: whether that is the right, the upper one, and the state inside.
+_QUADRANTS = quadrants()
+
+
+class Plane(NamedTuple):
+    """A circle, and the plane that its neighbourhood is drawn on."""
+
+    lat: float
+    lon: float
+    radius_m: float
+    error: float  # distances are right to this share
+    wraps: bool  # near longitude 180, where the shorter way round is not the plain difference
+    cos: float
+    sin: float
+
+
+@compiled
+def distance_m(plane: Any, lat: Any, lon: Any) -> Any:
+    """Metres from the middle of the circle, the cosine of the latitude half way taken to second order."""
+    north, east = (lat - plane.lat) * _DEGREE, lon - plane.lon
+    if plane.wraps:
+        east = (east + 180) % 360 - 180
+    east *= _DEGREE * (plane.cos - 0.5 * plane.sin * north - 0.125 * plane.cos * north * north)
+    return EARTH_RADIUS_M * math.sqrt(north * north + east * east)
+
+
+@compiled
+def classify(plane: Any, west: float, south: float, width: float, height: float) -> int:
+    """Whether a box lies INSIDE, OUTSIDE or on the EDGE: nothing in it is farther from its middle than half its sides
+    together.
+    """
+    middle = distance_m(plane, south + height / 2, west + width / 2)
+    widest = 1.0
+    if south * (south + height) > 0:
+        widest = math.cos(min(abs(south), abs(south + height)) * _DEGREE)
+    reach = plane.error * middle + EARTH_RADIUS_M * _DEGREE * (height + width * widest) / 2
+    if middle + reach <= plane.radius_m:
+        return INSIDE
+    return OUTSIDE if middle - reach > plane.radius_m else EDGE
+
+
+@compiled
+def cover(plane: Any, bounds: Any, finest: int, first: Any, end: Any, sure: Any) -> int:
+    """Ranges of cells that hold a circle, ascending, into `first` and `end` (n,) uint64 and `sure` (n,).
+
+    The curve is followed from the whole world down into every quadrant that the circle cuts, to cells of 2**`finest`
+    finest ones a side. `bounds` (4,) int64 are the first and last columns and lines that the circle reaches, of the
+    finest cells. Returns how many ranges there are; if more than n, the others are not written.
+    """
+    count = 0
+    # Cells still to be looked into, the next one last: shift, column, line, number along the curve, state of the curve.
+    waiting = np.empty((3 * LEVEL + 4, 5), dtype=np.int64)
+    waiting[0] = LEVEL, 0, 0, 0, 0
+    num_waiting = 1
+    while num_waiting:
+        num_waiting -= 1
+        shift, x, y, number, state = waiting[num_waiting]
+        if (
+            x > bounds[1] >> shift
+            or x < bounds[0] >> shift
+            or y > bounds[3] >> shift
+            or y < bounds[2] >> shift
+        ):
+            continue
+        side = 1 << (LEVEL - shift)
+        # The plane is none for large cells; a photo may lie a rounding outside of the cell that it was put in.
+        place = EDGE
+        if side >= _SIDE_OF_PLANE:
+            width, height = 360 / side, 180 / side
+            place = classify(
+                plane, x * width - 180 - _ROUNDING, y * height - 90 - _ROUNDING,
+                width + 2 * _ROUNDING, height + 2 * _ROUNDING,
+            )  # fmt: skip
+        if place == OUTSIDE:
+            continue
+        if place == EDGE and shift > finest:
+            for child in range(3, -1, -1):
+                right, upper, inner = _QUADRANTS[state, child]
+                waiting[num_waiting] = shift - 1, 2 * x + right, 2 * y + upper, 4 * number + child, inner
+                num_waiting += 1
+            continue
+        start, stop = np.uint64(number << 2 * shift), np.uint64((number + 1) << 2 * shift)
+        if 0 < count <= len(first) and end[count - 1] == start and sure[count - 1] == (place == INSIDE):
+            end[count - 1] = stop
+            continue
+        if count < len(first):
+            first[count], end[count], sure[count] = start, stop, place == INSIDE
+        count += 1
+    return count
+
+
+@compiled
+def mark(
+    plane: Any, lat: Any, lon: Any, starts: Any, ends: Any, sure: Any, first: int, allowed: Any, unsure: Any
+) -> int:
+    """Set allowed[row - first] for rows of runs that lie inside; returns how many rows went into `unsure` instead.
+
+    All rows of a run that is `sure` lie inside. `unsure` (n,) int64 has room for the rows of the others.
+    """
+    count, slack = 0, plane.error * plane.radius_m
+    for run in range(len(starts)):
+        if sure[run]:
+            allowed[starts[run] - first : ends[run] - first] = True
+            continue
+        for row in range(starts[run], ends[run]):
+            beyond = distance_m(plane, lat[row], lon[row]) - plane.radius_m
+            if abs(beyond) <= slack:
+                unsure[count] = row
+                count += 1
+            else:
+                allowed[row - first] = beyond < 0
+    return count
+
+
+@compiled
+def locate(cells: Any, first: Any, end: Any, starts: Any, ends: Any, which: Any) -> int:
+    """The rows whose ascending cells (n,) lie in ranges, into `starts` and `ends`; `which` says of what range.
+
+    Returns the number of ranges that have rows.
+    """
+    count, row = 0, 0
+    for r in range(len(first)):
+        row = _search(cells, row, first[r])
+        start, row = row, _search(cells, row, end[r])
+        if row > start:
+            starts[count], ends[count], which[count] = start, row, r
+            count += 1
+    return count
+
+
+@compiled
+def _search(cells: Any, low: int, wanted: Any) -> int:
+    """The first row from `low` on whose cell is not below `wanted`; near ones are found at once."""
+    step, high = 64, low
+    while high < len(cells) and cells[high] < wanted:
+        low, high = high + 1, high + step
+        step *= 4
+    high = min(high, len(cells))
+    while low < high:
+        middle = (low + high) // 2
+        if cells[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low
