@@ -1,7 +1,6 @@
 """Rows of an area by compiled loops; importing this module fails where numba is absent.
 
-Circles are decided by a plane, as `filters.Circle` does without these loops; what the plane is too coarse for is left
-to the sphere.
+Circles are decided as `filters.Circle` does without these loops: by a plane, on the sphere where that is too coarse.
 """
 
 import math
@@ -111,26 +110,30 @@ def cover(plane: Any, bounds: Any, finest: int, first: Any, end: Any, sure: Any)
 
 
 @compiled
-def mark(
-    plane: Any, lat: Any, lon: Any, starts: Any, ends: Any, sure: Any, first: int, allowed: Any, unsure: Any
-) -> int:
-    """Set allowed[row - first] for rows of runs that lie inside; returns how many rows went into `unsure` instead.
+def sphere_m(plane: Any, lat: float, lon: float) -> float:
+    """Great-circle metres from the middle of the circle."""
+    half = (
+        math.sin((lat - plane.lat) * _DEGREE / 2) ** 2
+        + math.cos(lat * _DEGREE) * plane.cos * math.sin((lon - plane.lon) * _DEGREE / 2) ** 2
+    )
+    return 2 * EARTH_RADIUS_M * math.asin(math.sqrt(min(half, 1.0)))
 
-    All rows of a run that is `sure` lie inside. `unsure` (n,) int64 has room for the rows of the others.
-    """
-    count, slack = 0, plane.error * plane.radius_m
+
+@compiled
+def mark(
+    plane: Any, lat: Any, lon: Any, starts: Any, ends: Any, sure: Any, before: Any, allowed: Any
+) -> None:
+    """Set allowed[row - before[run]] for rows of each run that lie inside, all of them where a run is `sure`."""
+    slack = plane.error * plane.radius_m
     for run in range(len(starts)):
         if sure[run]:
-            allowed[starts[run] - first : ends[run] - first] = True
+            allowed[starts[run] - before[run] : ends[run] - before[run]] = True
             continue
         for row in range(starts[run], ends[run]):
             beyond = distance_m(plane, lat[row], lon[row]) - plane.radius_m
             if abs(beyond) <= slack:
-                unsure[count] = row
-                count += 1
-            else:
-                allowed[row - first] = beyond < 0
-    return count
+                beyond = sphere_m(plane, lat[row], lon[row]) - plane.radius_m
+            allowed[row - before[run]] = beyond <= 0
 
 
 @compiled

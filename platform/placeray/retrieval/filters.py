@@ -34,7 +34,7 @@ Places = NDArray[np.int64]
 _CELLS_A_SIDE = 16
 _REFINEMENTS = 2
 # Runs nearer than this are searched as one, photos between them not allowed: a piece of its own would cost as much.
-_ROWS_BETWEEN = 2000
+_ROWS_BETWEEN = 8000
 # Up to this radius and latitude, distances in the plane are right to better than this share (checked by a test).
 _NEAR_DATE_LINE = 170.0
 _PLANE_RADIUS_M, _PLANE_LATITUDE, _PLANE_ERROR = 100_000.0, 75.0, 1e-3
@@ -58,11 +58,11 @@ class Circle(Config):
     def contains(self, lat: Floats, lon: Floats) -> Mask:
         """Which positions (n,) lie inside: by a plane, and on the sphere where the plane is too coarse to tell."""
         if not self.is_small:
-            return self.contains_on_sphere(lat, lon)
+            return self._contains_on_sphere(lat, lon)
         metres = self._plane_m(lat, lon)
         inside: Mask = metres <= self.radius_m
         unsure = np.flatnonzero(np.abs(metres - self.radius_m) <= _PLANE_ERROR * self.radius_m)
-        inside[unsure] = self.contains_on_sphere(lat[unsure], lon[unsure])
+        inside[unsure] = self._contains_on_sphere(lat[unsure], lon[unsure])
         return inside
 
     @property
@@ -70,7 +70,7 @@ class Circle(Config):
         """Whether a plane around its middle is good enough to decide by."""
         return self.radius_m <= _PLANE_RADIUS_M and abs(self.lat) <= _PLANE_LATITUDE
 
-    def contains_on_sphere(self, lat: Floats, lon: Floats) -> Mask:
+    def _contains_on_sphere(self, lat: Floats, lon: Floats) -> Mask:
         """Which positions (n,) lie inside, by great-circle distance."""
         inside: Mask = distance_m(lat, lon, self.lat, self.lon) <= self.radius_m
         return inside
@@ -257,14 +257,20 @@ def _area_runs(photos: Positions, area: Circle | Box | Polygon, cover: Cover) ->
     starts, ends, sure = _covered_rows(photos.cells, cover)
     if not len(starts):
         return []
-    first = int(starts[0])
-    allowed = _allowed(photos, area, starts, ends, sure)
+    # Runs that are near each other are pieces of rows; the masks of all pieces lie one after the other.
     edges = np.concatenate([[0], np.flatnonzero(starts[1:] - ends[:-1] > _ROWS_BETWEEN) + 1])
-    lasts = np.concatenate([edges[1:], [len(starts)]]) - 1
-    whole = np.add.reduceat((ends - starts) * sure, edges) == ends[lasts] - starts[edges]
-    pieces = zip(starts[edges].tolist(), ends[lasts].tolist(), whole.tolist(), strict=True)
+    counts = np.diff(edges, append=len(starts))
+    begin, end = starts[edges], ends[edges + counts - 1]
+    masks = np.concatenate([[0], np.cumsum(end - begin)])
+    allowed = _allowed(
+        photos, area, starts, ends, sure, np.repeat(begin - masks[:-1], counts), int(masks[-1])
+    )
+    whole = np.add.reduceat((ends - starts) * sure, edges) == end - begin
     return [
-        Run(start, end, None if all_ else allowed[start - first : end - first]) for start, end, all_ in pieces
+        Run(first, last, None if every else allowed[mask : mask + last - first])
+        for first, last, mask, every in zip(
+            begin.tolist(), end.tolist(), masks.tolist(), whole.tolist(), strict=False
+        )
     ]
 
 
@@ -289,22 +295,20 @@ def _allowed(
     starts: NDArray[np.int64],
     ends: NDArray[np.int64],
     sure: Mask,
+    before: NDArray[np.int64],
+    count: int,
 ) -> Mask:
-    """Which rows lie in the area, from the first of the runs to the last (n,)."""
-    first = int(starts[0])
-    allowed = np.zeros(int(ends[-1]) - first, dtype=np.bool_)
+    """Which rows of runs lie in the area (count,): row r of run i stands at r - before[i]."""
+    allowed = np.zeros(count, dtype=np.bool_)
     loops = _circle_loops(area)
-    if loops is not None and isinstance(area, Circle):
-        unsure = np.empty(int((ends - starts)[~sure].sum()), dtype=np.int64)
-        count = loops.mark(_plane(area), photos.lat, photos.lon, starts, ends, sure, first, allowed, unsure)
-        if count:
-            rows = unsure[:count]
-            allowed[rows - first] = area.contains_on_sphere(photos.lat[rows], photos.lon[rows])
+    if loops is not None:
+        loops.mark(_plane(area), photos.lat, photos.lon, starts, ends, sure, before, allowed)
         return allowed
-    for start, end in zip(starts[sure].tolist(), ends[sure].tolist(), strict=True):
-        allowed[start - first : end - first] = True
+    for start, end in zip((starts - before)[sure].tolist(), (ends - before)[sure].tolist(), strict=True):
+        allowed[start:end] = True
     to_check = _spans(starts[~sure], ends[~sure])
-    allowed[to_check - first] = area.contains(photos.lat[to_check], photos.lon[to_check])
+    places = to_check - np.repeat(before[~sure], (ends - starts)[~sure])
+    allowed[places] = area.contains(photos.lat[to_check], photos.lon[to_check])
     return allowed
 
 
@@ -322,7 +326,7 @@ def _circle_loops(area: Circle | Box | Polygon) -> ModuleType | None:
     return _loops() if isinstance(area, Circle) and area.is_small else None
 
 
-def _plane(circle: Circle) -> Any:
+def _plane(circle: Any) -> Any:
     from placeray.retrieval.area_kernels import Plane
 
     here = np.radians(circle.lat)

@@ -275,7 +275,8 @@ def scan_rows(
     to_beat = state[2]
     for i in range(start, len(words)):
         # The processor fetches what follows by itself, but stops at every page.
-        prefetch(words, (i + ROWS_AHEAD) * 8 * words.shape[1])
+        if not len(allowed) or allowed[min(i + ROWS_AHEAD, len(words) - 1)]:
+            prefetch(words, (i + ROWS_AHEAD) * 8 * words.shape[1])
         if len(allowed) and not allowed[i]:
             continue
         for q in range(len(queries)):
