@@ -61,9 +61,8 @@ class SearchConfig(PositionConfig):
     def _conditions_fit(self) -> Self:
         if self.near_m is not None and self.filter.area is not None:
             raise ValueError("near_m and filter.area both say where answers may lie: give one")
-        if self.is_narrowed and (self.exhaustive or self.mode == "ivf"):
-            way = "exhaustive" if self.exhaustive else "mode: ivf"
-            raise ValueError(f"filter and near_m search exactly by codes, not with {way}: leave it out")
+        if self.is_narrowed and self.mode == "ivf":
+            raise ValueError("filter and near_m search exactly, not with mode: ivf: leave it out")
         return self
 
     @property
@@ -106,7 +105,7 @@ def _answer(
         descriptors,
         top_k=_depth(place_map, config, calibration),
         shortlist=config.shortlist,
-        exhaustive=config.exhaustive or (place_map.code_bits == 0 and not config.is_narrowed),
+        exhaustive=config.exhaustive or place_map.code_bits == 0,
         mode=config.mode,
         nprobe=config.nprobe,
         within=_conditions(queries, config),

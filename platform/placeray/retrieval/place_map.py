@@ -6,7 +6,7 @@ Needs neither Ray nor torch. A map that is open keeps its version: files of a pu
 import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -49,6 +49,18 @@ class _Stage(NamedTuple):
     nprobe: int | None
     within: Filter | Sequence[Filter] | None
     engine: Engine
+
+
+def _alike(within: Filter | Sequence[Filter], num_queries: int) -> list[tuple[Filter, list[int]]]:
+    """The different filters of some queries, each with the queries it is for."""
+    if isinstance(within, Filter):
+        return [(within, list(range(num_queries)))]
+    if len(within) != num_queries:
+        raise MapError(f"{len(within)} filters for {num_queries} queries: give one, or one for each")
+    alike: dict[Filter, list[int]] = {}
+    for q, wanted in enumerate(within):
+        alike.setdefault(wanted, []).append(q)
+    return list(alike.items())
 
 
 def default_shortlist(num_rows: int) -> int:
@@ -242,10 +254,8 @@ class PlaceMap:
         filtered = isinstance(within, Sequence) or (within is not None and not within.is_empty)
         if exhaustive:
             assert descriptors is not None
-            if filtered:
-                raise MapError("an exhaustive search takes no filter: search with codes and mode='exact'")
             wanted = max(top_k, self._shortlist(top_k, shortlist)) if one_per_panorama else top_k
-            result = self._search_exhaustive(codes, descriptors, wanted)
+            result = self._search_exhaustive(codes, descriptors, wanted, within if filtered else None)
         else:
             assert codes is not None
             size = top_k
@@ -268,16 +278,30 @@ class PlaceMap:
 
     def select(self, wanted: Filter) -> list[CodeRange]:
         """The codes of all photos that fulfil a filter, in row order."""
-        chosen = []
+        return [
+            CodeRange(self._ranges[number].codes[start:end], self._first_rows[number] + start, allowed)
+            for number, start, end, allowed in self._selected(wanted)
+        ]
+
+    def fulfilling(self, wanted: Filter) -> NDArray[np.bool_]:
+        """Which rows (N,) can be returned and fulfil a filter."""
+        found = np.zeros(len(self), dtype=np.bool_)
+        for number, start, end, allowed in self._selected(wanted):
+            first = self._first_rows[number]
+            found[first + start : first + end] = True if allowed is None else allowed
+        return found
+
+    def _selected(self, wanted: Filter) -> Iterator[tuple[int, int, int, NDArray[np.bool_] | None]]:
+        """Runs of rows that fulfil a filter: number of the shard, rows from and to, which of them (all: None)."""
         cover = None if wanted.area is None else cover_area(wanted.area)
-        touched = np.flatnonzero(cover.touches(*self._cells)) if cover else range(len(self._shards))
+        touched = np.flatnonzero(cover.touches(*self._cells)).tolist() if cover else range(len(self._shards))
         for number in touched:
-            shard, (codes, first_row, live) = self._shards[number], self._ranges[number]
+            shard, first_row = self._shards[number], self._first_rows[number]
             for start, end, allowed in select(shard.positions, wanted, cover):
-                if live is not None:
-                    allowed = live[start:end] if allowed is None else allowed & live[start:end]
-                chosen.append(CodeRange(codes[start:end], first_row + start, allowed))
-        return chosen
+                if self.live is not None:
+                    live = self.live[first_row + start : first_row + end]
+                    allowed = live if allowed is None else allowed & live
+                yield number, start, end, allowed
 
     @functools.cached_property
     def _cells(self) -> NDArray[np.uint64]:
@@ -357,13 +381,8 @@ class PlaceMap:
         if stage.within is None or isinstance(stage.within, Filter):
             ranges = self._ranges if stage.within is None else self.select(stage.within)
             return self._scan(ranges, codes, stage)
-        if len(stage.within) != len(codes):
-            raise MapError(f"{len(stage.within)} filters for {len(codes)} queries: give one, or one for each")
         keys = np.empty((len(codes), stage.size), dtype=np.uint64)
-        alike: dict[Filter, list[int]] = {}
-        for q, wanted in enumerate(stage.within):
-            alike.setdefault(wanted, []).append(q)
-        for wanted, queries in alike.items():
+        for wanted, queries in _alike(stage.within, len(codes)):
             keys[queries] = self._scan(self.select(wanted), codes[queries], stage)
         return keys
 
@@ -397,9 +416,23 @@ class PlaceMap:
             timings,
         )
 
-    def _search_exhaustive(self, codes: Bytes | None, descriptors: Floats, top_k: int) -> SearchResult:
+    def _search_exhaustive(
+        self,
+        codes: Bytes | None,
+        descriptors: Floats,
+        top_k: int,
+        within: Filter | Sequence[Filter] | None,
+    ) -> SearchResult:
         began = time.perf_counter()
-        rows, similarity = search_exhaustive(descriptors, self._floats, top_k, self.live)
+        if within is None:
+            rows, similarity = search_exhaustive(descriptors, self._floats, top_k, self.live)
+        else:
+            rows = np.empty((len(descriptors), top_k), dtype=np.int64)
+            similarity = np.empty((len(descriptors), top_k), dtype=np.float32)
+            for wanted, queries in _alike(within, len(descriptors)):
+                rows[queries], similarity[queries] = search_exhaustive(
+                    descriptors[queries], self._floats, top_k, self.fulfilling(wanted)
+                )
         timings = {"exhaustive": (time.perf_counter() - began) * 1e3}
         distances = np.full(rows.shape, -1, dtype=np.int32)
         if codes is not None and self.code_bits:

@@ -231,6 +231,10 @@ def test_a_filtered_search_equals_a_map_of_the_fulfilling_photos(
                     within=wanted,
                 )
                 assert one.rows[0].tolist() == found.rows[q].tolist()
+                every = place_map.search(None, floats[queries], top_k=9, exhaustive=True, within=each)
+                similarity = place_map.search(None, floats[queries], top_k=200, exhaustive=True)
+                among = [row for row in similarity.rows[q].tolist() if row in kept][:9]
+                assert every.rows[q].tolist() == [*among, *[-1] * (9 - len(among))]
                 if not kept:
                     assert found.rows[q].tolist() == [-1] * 9
                     continue
@@ -263,8 +267,8 @@ def test_what_cannot_be_filtered_is_refused(
     with PlaceMap.open(make_map(make_descriptors(codes, floats))) as place_map:
         with pytest.raises(MapError, match="2 filters for 3 queries"):
             place_map.search(codes[:3], None, top_k=1, within=[wanted, wanted])
-        with pytest.raises(MapError, match="an exhaustive search takes no filter"):
-            place_map.search(None, floats[:1], top_k=1, exhaustive=True, within=wanted)
+        with pytest.raises(MapError, match="2 filters for 3 queries"):
+            place_map.search(None, floats[:3], top_k=1, exhaustive=True, within=[wanted, wanted])
         nobody = place_map.search(codes[:1], None, top_k=2, within=wanted)
         assert nobody.rows.tolist() == [[-1, -1]]
         assert place_map.search(codes[:1], None, top_k=1, within=Filter()).rows.tolist() == [[0]]

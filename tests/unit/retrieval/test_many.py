@@ -9,6 +9,7 @@ from placeray import storage
 from placeray.contracts import validate_table
 from placeray.errors import MapError
 from placeray.geo import distance_m
+from placeray.retrieval.filters import Circle, Filter
 from placeray.retrieval.many import SearchConfig, answer_queries, without_position
 from placeray.retrieval.place_map import PlaceMap
 
@@ -109,7 +110,17 @@ def test_one_photo_of_a_panorama_and_exhaustive(town):
     for row in rows:
         panoramas = [int(answer["image_id"][-6:]) // 3 for answer in row["answers"]]
         assert len(set(panoramas)) == len(panoramas) == 8
+        area = Filter(area=Circle(lat=48.0, lon=11.0, radius_m=400))
+        within = {
+            row["image_id"]
+            for row in place_map.rows().filter(pa.array(place_map.fulfilling(area))).to_pylist()
+        }
+        narrowed = answer_queries(
+            queries, place_map, SearchConfig(top_k=4, exhaustive=True, filter=area)
+        ).to_pylist()
     assert all(row["answers"][0]["image_id"] == row["image_id"] for row in exhaustive)
+    assert within
+    assert all(answer["image_id"] in within for row in narrowed for answer in row["answers"])
 
 
 class Pretended:
@@ -136,7 +147,6 @@ def test_a_calibration_sees_its_depth_whatever_is_returned(town):
     [
         ({"top_k": 9, "shortlist": 5}, "shortlist=5 is smaller than top_k=9"),
         ({"near_m": 9, "filter": {"area": {"lat": 1, "lon": 1, "radius_m": 5}}}, "give one"),
-        ({"near_m": 9, "exhaustive": True}, "not with exhaustive"),
         ({"near_m": 9, "mode": "ivf"}, "not with mode: ivf"),
     ],
 )
