@@ -287,6 +287,9 @@ def test_a_map_is_kept_current(described: Path, tmp_path: Path) -> None:
             assert {name for name, answer in zip(wanted, names, strict=True) if name != answer} == missing
     _, again = update_map(change, output, queries)
     assert "already finished, nothing to do" in again
+    # Building the same map again does not undo its update.
+    rebuilt = build_index(IndexConfig(rows_per_shard=5), database, output)
+    assert (rebuilt.already_finished, rebuilt.manifest["version"]) == (True, "v0002")
     with pytest.raises(MapError, match=f"has {PLACES} of the added photos already"):
         update_map(UpdateConfig(), output, queries)
 
@@ -304,10 +307,10 @@ def test_index_resumes_and_makes_versions(described: Path, tmp_path: Path) -> No
         np.testing.assert_array_equal(again.rows, found.rows)
     other = build_index(IndexConfig(rows_per_shard=5, descriptor_type="float16"), source, str(output))
     assert (other.manifest["version"], other.shards_built) == ("v0002", 3)
-    back = build_index(config, source, str(output))  # both versions exist: only CURRENT moves
-    assert (back.already_finished, back.manifest["version"]) == (True, "v0001")
+    back = build_index(config, source, str(output))  # its shards are there: only a manifest is written
+    assert (back.already_finished, back.manifest["version"]) == (True, "v0003")
     with PlaceMap.open(str(output)) as place_map:
-        assert place_map.version == "v0001"
+        assert place_map.version == "v0003"
 
 
 @pytest.mark.usefixtures("without_ray")

@@ -14,9 +14,9 @@ from placeray.retrieval.build import build_shard, finished_shard, is_whole, shar
 from placeray.retrieval.lists import is_finished
 from placeray.retrieval.manifest import (
     Manifest,
+    advance,
     compose,
     find_build,
-    make_current,
     publish,
     read_map_manifest,
 )
@@ -83,8 +83,9 @@ def build_index(
 ) -> IndexReport:
     """Build the map of a finished descriptors folder, or a new version of it.
 
-    Nothing is done when a version was built from the same descriptors with the same settings and all its files are
-    there; it becomes the current one if it is not. Missing files are made again.
+    Nothing is done when the current version was built from the same descriptors with the same settings, or is an update
+    of that, and all files are there; missing files are made again. An older version so built is published once more,
+    as the newest.
 
     Args:
         queries: descriptors of held-out queries that inverted lists are calibrated with; photos of the map when None.
@@ -98,8 +99,8 @@ def build_index(
     version = find_build(output, build_key_of(descriptors, config, queries))
     existing = None if version is None else read_map_manifest(output, version)
     if existing is not None and _is_whole(output, existing):
-        make_current(output, existing["version"])
-        return IndexReport(output, existing, 0, time.monotonic() - start, already_finished=True)
+        manifest = _as_newest(output, existing)
+        return IndexReport(output, manifest, 0, time.monotonic() - start, already_finished=True)
     plan = plan_map(descriptors, config, queries)
     finished = {part["name"]: finished_shard(part, output) for part in plan["shards"]}
     shards = run_parts(
@@ -120,10 +121,19 @@ def build_index(
         if existing is None:
             asked = None if queries is None else queries_of_descriptors(queries, complete)
             complete = calibrated(complete, quantizer, calibrate(output, complete, quantizer, config, asked))
-    manifest = existing or publish(output, complete)
-    make_current(output, manifest["version"])
+    manifest = _as_newest(output, existing) if existing else publish(output, complete)
     built = sum(shard is None for shard in finished.values())
     return IndexReport(output, manifest, built, time.monotonic() - start, already_finished=False)
+
+
+def _as_newest(output: str, build: Manifest) -> Manifest:
+    """The newest version where that is a build or an update of it; else the build is published again."""
+    advance(output)
+    newest = read_map_manifest(output)
+    if build["version"] in (newest["version"], newest.get("update", {}).get("build")):
+        return newest
+    unnamed = {key: value for key, value in build.items() if key not in ("version", "parent_version")}
+    return publish(output, unnamed)
 
 
 def write_lists(

@@ -178,7 +178,12 @@ def _write_once(uri: str, manifest: Manifest, name: str) -> None:
 
 
 def advance(root: str) -> None:
-    """Make the newest version CURRENT; of several writers at once none can move it back."""
+    """Make the newest version CURRENT, unless it is; of several writers at once none can move it back."""
+    try:
+        if current_version(root) == versions(root)[-1]:
+            return
+    except MapError:
+        pass  # no CURRENT yet, or a damaged one
     with storage.local_path(storage.join(root, ".current.lock")).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a killed process loses it
         make_current(root, versions(root)[-1])

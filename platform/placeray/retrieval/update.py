@@ -127,7 +127,14 @@ def finish_update(plan: UpdatePlan, shards: Sequence[dict[str, Any]]) -> Manifes
         )
     manifest = with_entries(plan.parent, entries, shards)
     manifest["build_key"] = fingerprint([plan.parent["build_key"], plan.request])
-    manifest["update"] = {"request": plan.request, "removed": plan.removed, "replaced": plan.replaced}
+    manifest["update"] = {
+        "build": plan.parent.get("update", {}).get(
+            "build", plan.parent["version"]
+        ),  # that all updates go back to
+        "request": plan.request,
+        "removed": plan.removed,
+        "replaced": plan.replaced,
+    }
     if shards:
         manifest = refresh_index(plan.root, manifest)
     return publish(plan.root, manifest, parent=plan.parent["version"])
