@@ -14,7 +14,6 @@ moves pixels. Takes about five minutes.
 import argparse
 import io
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -232,8 +231,9 @@ def peak_memory_mb(root: str, size: int) -> list[float]:
 
 
 def resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    """Memory of this process that no file backs: pages of libraries come and go with what others do."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1024
 
 
 def reduced_decoding_differs(sizes: list[tuple[int, int]], size: int) -> float:
