@@ -72,7 +72,7 @@ class Trial:
 
 
 def standing(report: Mapping[str, float]) -> tuple[float, float]:
-    """What epochs are ordered by: (`score`, `code_score`) of a judged report."""
+    """What epochs and trials are ordered by: (`score`, `code_score`) of a judged report."""
     return report["score"], report.get("code_score", 0.0)
 
 

@@ -4,7 +4,7 @@ import torch
 
 from placeray.model.backbone import Backbone
 from placeray.model.selavpr import ModelConfig, SelaVPR
-from placeray.sweep.ledger import Trial
+from placeray.sweep.ledger import Trial, standing
 
 _SCALE_BYTES = 4
 
@@ -18,9 +18,12 @@ def map_bytes(config: ModelConfig) -> int:
 
 
 def best_trial(trials: list[Trial]) -> Trial | None:
-    """The trial with a checkpoint and the best score, the first of equal ones."""
-    able = [trial for trial in trials if trial.checkpoint and trial.score is not None]
-    return max(able, key=lambda trial: trial.score or 0.0, default=None)
+    """The trial with a checkpoint and the best score; of equal ones that with the best codes, of equal ones the first.
+
+    As the training loop orders epochs: on a small map re-ranking hides how good the codes are.
+    """
+    able = [trial for trial in trials if trial.checkpoint and trial.best]
+    return max(able, key=lambda trial: standing(trial.best), default=None)
 
 
 def recall_at_1(trial: Trial) -> float | None:

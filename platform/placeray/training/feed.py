@@ -26,6 +26,7 @@ from placeray.datasets.sampler import Batch, count_batches, epoch_batches, share
 from placeray.errors import DataError, TrainingError
 from placeray.model.augment import AugmentConfig
 from placeray.model.preprocess import decode
+from placeray.training.batch_memory import mapped_zeros
 from placeray.training.config import TrainConfig
 from placeray.training.gather import rank, world_size
 from placeray.training.normalised import normalised
@@ -133,7 +134,7 @@ class PlacesFeed:
         labels = self._first_label[batch.domain_file] + rows
         encoded = files.get(batch.domain_file).read(rows.tolist(), photos.tolist())
         size = self._config.preprocess.size_px
-        pixels = np.empty((photos.size, size, size, 3), np.uint8)
+        pixels = mapped_zeros((photos.size, size, size, 3), np.uint8)
         futures = []
         for at, data in enumerate(data for place in encoded for data in place):
             place, photo = divmod(at, photos.shape[1])

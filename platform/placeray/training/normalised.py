@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from placeray.model.preprocess import normalise
+from placeray.training.batch_memory import mapped_zeros
 
 
 def normalised(pixels: NDArray[np.uint8]) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32, bit for bit what `preprocess.normalise` gives."""
-    planes = np.empty((len(pixels), 3, *pixels.shape[1:3]), np.float32)
+    planes = mapped_zeros((len(pixels), 3, *pixels.shape[1:3]), np.float32)
     _kernel()(pixels, _table(), planes)
     return torch.from_numpy(planes)
 

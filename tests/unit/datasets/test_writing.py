@@ -5,10 +5,12 @@ others.
 import hashlib
 import json
 import struct
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -17,7 +19,7 @@ from placeray import contracts, storage
 from placeray.datasets import writing
 from placeray.datasets.photo_bytes import PhotoBytes, PhotoStorage, Rejection, check_photo
 from placeray.datasets.planning import NormalizeConfig, check_share, plan_source, write_plan
-from placeray.datasets.reading import list_domains, places_fingerprint, read_places
+from placeray.datasets.reading import PlacesFile, list_domains, places_fingerprint, read_places
 from placeray.datasets.writing import finished_report, write_part
 from placeray.errors import DataError, StorageError
 
@@ -239,6 +241,34 @@ def test_reading_single_photos_of_places(tmp_path: Path, write: Any, jpeg: Any) 
     assert found == [[rows[row]["photos"][photo]["image"] for photo in photos] for row, photos in wanted]
     assert pq.ParquetFile(domain.file).num_row_groups == 3
     assert len(places_fingerprint(str(tmp_path / "out/places"))) == 64
+
+
+def test_an_open_file_of_places_holds_no_photos(tmp_path: Path) -> None:
+    """The feed keeps 16 of them open, and one row group of a real set has megabytes."""
+    rows = [
+        {
+            "place_id": str(n),
+            "dataset": "d",
+            "city": "c",
+            "domain": "c",
+            "lat": 0.0,
+            "lon": 0.0,
+            "num_photos": 1,
+        }
+        | {"photos": [{"image_id": str(n), "source_uri": "u", "sha256": "0" * 64, "image": bytes(8 << 20)}]}
+        for n in range(2)
+    ]
+    table = pa.Table.from_pylist(rows, schema=contracts.table_schema("places/v1"))
+    entry = writing.write_parquet(str(tmp_path), "d.parquet", table, row_group_size=1, compression="none")
+    before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    try:
+        with PlacesFile(str(tmp_path / entry["path"])) as places:
+            assert [len(photos[0]) for photos in places.read([1, 0], [[0], [0]])] == [8 << 20, 8 << 20]
+            held = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - before
+            assert held < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_reading_what_is_no_places_folder(tmp_path: Path, write: Any, jpeg: Any) -> None:

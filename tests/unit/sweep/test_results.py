@@ -94,6 +94,24 @@ def test_paths_and_values_in_a_few_characters() -> None:
     assert shown == ["none", "true", "3", "0.00213", "adam", "[1, 2]", "gem dim=8"]
 
 
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 1.9, 2.0]), st.sampled_from([None, 0.0, 1.5, 1.6]), st.booleans()),
+        max_size=6,
+    )
+)
+def test_of_trials_with_equal_scores_the_best_is_the_first_with_the_best_codes(
+    given_trials: list[tuple[float, float | None, bool]],
+) -> None:
+    trials = []
+    for number, (score, codes, kept) in enumerate(given_trials):
+        report = {"epoch": 1.0, "score": score} | ({} if codes is None else {"code_score": codes})
+        trials.append(Trial(number, {}, "finished", epochs=[report], checkpoint="c" if kept else ""))
+    able = [(-score, -(codes or 0.0), at) for at, (score, codes, kept) in enumerate(given_trials) if kept]
+    best = best_trial(trials)
+    assert (best.number if best else None) == (sorted(able)[0][2] if able else None)
+
+
 def test_the_page_names_the_best_and_the_broken_and_holds_all_pictures() -> None:
     plan, trials = a_sweep()
     pictures = draw_pictures(plan.space, trials)
