@@ -2,11 +2,13 @@
 arrays.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyproj
+
+if TYPE_CHECKING:
+    import pyproj
 
 Floats = npt.NDArray[np.float64]
 Texts = npt.NDArray[np.str_]
@@ -102,8 +104,10 @@ def earth_points(lat: npt.ArrayLike, lon: npt.ArrayLike) -> Floats:
     )
 
 
-def _by_projection(zones: Texts) -> list[tuple[pyproj.Proj, npt.NDArray[np.bool_]]]:
+def _by_projection(zones: Texts) -> list[tuple["pyproj.Proj", npt.NDArray[np.bool_]]]:
     """One projection per zone number and hemisphere, with the mask of its positions."""
+    import pyproj  # here, because most that load this file project nothing
+
     found: dict[tuple[int, bool], npt.NDArray[np.bool_]] = {}
     for text in np.unique(zones):
         if text:  # the empty zone stands for "no position"

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
-from scipy.spatial import KDTree
 
 from placeray import storage
 from placeray.datasets import photos
@@ -194,5 +193,7 @@ def _has_positive(config: Msls, database: Draft, query: Draft) -> Mask:
     usable = there[np.isfinite(there).all(axis=1) & database.unmarked()]
     distance = np.full(query.size, np.inf)
     if len(usable):
+        from scipy.spatial import KDTree  # here, because every worker of every source loads this file
+
         distance[known] = KDTree(usable).query(where[known])[0]
     return distance <= radius

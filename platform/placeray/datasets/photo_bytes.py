@@ -61,17 +61,18 @@ class Rejection(NamedTuple):
 def read_photos(uris: Sequence[str], config: PhotoStorage) -> Iterator[PhotoBytes | Rejection]:
     """Read and check photos, in order.
 
-    Threads only fetch bytes, no more than four photos per thread ahead; decoding and hashing stay in the calling
-    thread, because several of them in one worker would only take turns on its core.
+    Threads fetch, no more than four photos per thread ahead. Decoding stays in the calling thread, because several
+    of them in one worker would only take turns on its core. Bytes that are not decoded are hashed by the thread that
+    read them, while they are in its cache.
 
     Raises:
         StorageError: a file is there but cannot be read (rights, network, disk): not the photo's fault.
     """
-    ahead: deque[Future[bytes | None]] = deque()
+    ahead: deque[Future[bytes | PhotoBytes | None]] = deque()
     with ThreadPoolExecutor(config.read_threads) as pool:
         try:
             for uri in uris:
-                ahead.append(pool.submit(_fetch, uri))
+                ahead.append(pool.submit(_fetch, uri, config))
                 if len(ahead) > 4 * config.read_threads:
                     yield _checked(ahead.popleft().result(), config)
             while ahead:
@@ -81,26 +82,35 @@ def read_photos(uris: Sequence[str], config: PhotoStorage) -> Iterator[PhotoByte
                 waiting.cancel()
 
 
-def _fetch(uri: str) -> bytes | None:
-    """The bytes of one photo; None when there is no such file."""
+def _fetch(uri: str, config: PhotoStorage) -> bytes | PhotoBytes | None:
+    """The bytes of one photo, hashed where nothing else is to be done; None when there is no such file."""
     try:
-        return storage.read_bytes(uri)
+        data = storage.read_bytes(uri)
+        return data if _is_decoded(config) else _hashed(data)
     except StorageError:
         if storage.exists(uri):
             raise
         return None
 
 
-def _checked(data: bytes | None, config: PhotoStorage) -> PhotoBytes | Rejection:
-    if data is None:
+def _checked(found: bytes | PhotoBytes | None, config: PhotoStorage) -> PhotoBytes | Rejection:
+    if found is None:
         return Rejection("missing_file", "there is no such file")
-    return check_photo(data, config)
+    return found if isinstance(found, PhotoBytes) else check_photo(found, config)
+
+
+def _is_decoded(config: PhotoStorage) -> bool:
+    return config.decode_check != "none" or config.max_side_px is not None
+
+
+def _hashed(data: bytes, width: int | None = None, height: int | None = None) -> PhotoBytes:
+    return PhotoBytes(data, hashlib.sha256(data).hexdigest(), width, height)
 
 
 def check_photo(data: bytes, config: PhotoStorage) -> PhotoBytes | Rejection:
     """Check bytes as `decode_check` says, shrink them if configured, hash what is stored."""
-    if config.decode_check == "none" and config.max_side_px is None:
-        return PhotoBytes(data, hashlib.sha256(data).hexdigest(), None, None)
+    if not _is_decoded(config):
+        return _hashed(data)
     try:
         with PIL.Image.open(io.BytesIO(data)) as image:
             width, height = image.size
@@ -119,7 +129,7 @@ def check_photo(data: bytes, config: PhotoStorage) -> PhotoBytes | Rejection:
         )
     except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:
         return Rejection("decode_error", str(error))
-    return PhotoBytes(data, hashlib.sha256(data).hexdigest(), width, height)
+    return _hashed(data, width, height)
 
 
 def _shrink(image: PIL.Image.Image, config: PhotoStorage) -> tuple[bytes, int, int]:

@@ -12,9 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import scipy.io
 from pydantic import Field
-from scipy.io.matlab import MatReadError
 
 from placeray import storage
 from placeray.datasets import photos
@@ -60,6 +58,9 @@ def list_photos(config: PittsMat) -> Listing:
 
 def _read_struct(config: PittsMat, uri: str) -> Any:
     """The dbStruct record: a tuple of at least five fields."""
+    import scipy.io  # here, because every worker of every source loads this file
+    from scipy.io.matlab import MatReadError
+
     data = storage.read_bytes(uri)
     try:
         struct = scipy.io.loadmat(io.BytesIO(data))["dbStruct"].item()
