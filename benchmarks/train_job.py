@@ -12,6 +12,7 @@ worker, which `start_s` says. Takes about four minutes.
 """
 
 import argparse
+import statistics
 import tempfile
 import time
 from collections.abc import Mapping
@@ -60,8 +61,8 @@ def main() -> None:
             bare.append(bare_photos_per_s(spec, places))
             jobs.append(job_figures(spec.model_copy(update={"output": f"{root}/job-{number}"}), places))
             measure.say(f"round {number + 1}/{given.rounds}: bare {bare[-1]:.1f} photos/s, job {jobs[-1]}")
-    job = {name: sorted(figures[name] for figures in jobs)[len(jobs) // 2] for name in jobs[0]}
-    middle = sorted(bare)[len(bare) // 2]
+    job = {name: statistics.median(figures[name] for figures in jobs) for name in jobs[0]}
+    middle = statistics.median(bare)
     measure.finish(
         "train_job",
         {"job_vs_bare_loop": job["photos_per_s"] / middle},
