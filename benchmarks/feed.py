@@ -138,7 +138,8 @@ class Places(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def feed_config(size: int, threads: int) -> TrainConfig:
-    values = {"places_per_batch": PLACES_PER_BATCH, "photos_per_place": K}
+    # A run of one epoch: otherwise the next one is read ahead, while it is the other contender's turn.
+    values = {"places_per_batch": PLACES_PER_BATCH, "photos_per_place": K, "epochs": 1}
     return TrainConfig.model_validate(
         {**values, "preprocess": {"size_px": size}, "feed": {"decode_threads": threads}}
     )
