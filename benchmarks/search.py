@@ -48,7 +48,8 @@ from placeray.retrieval.quantizer import default_lists
 from placeray.retrieval.rerank import rerank
 
 DIM, BASE_ROWS, SHORTLIST, NUM_QUERIES, NUM_HELD_OUT, ROUNDS = 4096, 150_000, 100, 64, 1000, 5
-HIT_RATE = 0.988  # asked of the calibration; a thousand queries are sure to 0.004, and others are to reach 0.98
+# Asked of the calibration: a thousand queries are sure to 0.004, and others are to reach 0.98.
+HIT_RATE = 0.988
 TARGETS = {
     "exact_batch_vs_reference": ">= 2.2",
     "exact_single_vs_reference": ">= 3.5",

@@ -10,10 +10,10 @@ import numpy as np
 
 from placeray.geo import EARTH_RADIUS_M
 from placeray.retrieval.cells import LEVEL, quadrants
+from placeray.retrieval.filters import EDGE, INSIDE, OUTSIDE
 from placeray.retrieval.kernels import compiled
 
 _DEGREE = math.pi / 180
-INSIDE, EDGE, OUTSIDE = 1, 0, -1
 # Degrees that rounding may put a photo outside of its cell.
 _ROUNDING = 1e-9
 # A cell of a 4096th of the world is some ten kilometres wide; what is larger is not classified by a plane.
