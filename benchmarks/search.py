@@ -32,7 +32,6 @@ import search_peers
 from drawn_map import City, Store
 
 from placeray.retrieval.filters import Circle, Filter
-from placeray.retrieval.lists import is_finished
 from placeray.retrieval.manifest import Manifest
 from placeray.retrieval.map_lists import (
     Queries,
@@ -40,6 +39,7 @@ from placeray.retrieval.map_lists import (
     calibrate,
     calibrated,
     learn_quantizer,
+    plan_runs,
 )
 from placeray.retrieval.place_map import PlaceMap, default_shortlist
 from placeray.retrieval.plan import IndexConfig
@@ -240,8 +240,9 @@ def give_lists(root: Path, manifest: Manifest, city: City) -> tuple[Manifest, di
     began = time.perf_counter()
     quantizer = learn_quantizer(str(root), manifest, config.lists or 1)
     learnt = time.perf_counter()
-    for entry in manifest["shards"]:
-        assert is_finished(root / build_lists(str(root), quantizer, entry["shard"]))
+    runs = plan_runs(manifest, quantizer)
+    for run in runs:
+        build_lists(str(root), run)
     assigned = time.perf_counter()
     some = slice(NUM_QUERIES, NUM_QUERIES + NUM_HELD_OUT)
     at = city.asked[some] * drawn_map.PHOTOS_PER_PLACE
@@ -256,7 +257,11 @@ def give_lists(root: Path, manifest: Manifest, city: City) -> tuple[Manifest, di
     }
     figures = {name: round(value, 1) for name, value in times.items()}
     measure.say(f"lists {config.lists}, probes {found.nprobe}, hit rate {found.hit_rate:.3f}; {figures}")
-    return calibrated(manifest, quantizer, found), {"lists": config.lists, "nprobe": found.nprobe, **figures}
+    return calibrated(manifest, quantizer, runs, found), {
+        "lists": config.lists,
+        "nprobe": found.nprobe,
+        **figures,
+    }
 
 
 def hit_rates(place_map: PlaceMap, city: City, size: int) -> dict[str, float]:

@@ -21,10 +21,12 @@ from placeray.retrieval.manifest import (
     read_map_manifest,
 )
 from placeray.retrieval.map_lists import (
+    Run,
     build_lists,
     calibrate,
     calibrated,
     learn_quantizer,
+    plan_runs,
     queries_of_descriptors,
     wanted_lists,
 )
@@ -63,13 +65,14 @@ class ShardWriter:
 
 
 class ListsWriter:
-    """The worker of its second half: one shard in, its inverted lists on disk."""
+    """The worker of its second half: one run of shards in, its inverted lists on disk."""
 
     def __init__(self, output: str) -> None:
         self._output = output
 
     def __call__(self, part: Part) -> Report:
-        return {"path": build_lists(self._output, part["quantizer"], part["shard"])}
+        build_lists(self._output, part)
+        return {}
 
 
 def build_index(
@@ -117,10 +120,12 @@ def build_index(
     num_lists = wanted_lists(config, complete)
     if num_lists:
         quantizer = learn_quantizer(output, complete, num_lists)
-        write_lists(output, complete, quantizer, num_workers=num_workers, num_cpus=num_cpus)
+        runs = plan_runs(complete, quantizer)
+        write_lists(output, runs, num_workers=num_workers, num_cpus=num_cpus)
         if existing is None:
             asked = None if queries is None else queries_of_descriptors(queries, complete)
-            complete = calibrated(complete, quantizer, calibrate(output, complete, quantizer, config, asked))
+            found = calibrate(output, complete, quantizer, config, asked)
+            complete = calibrated(complete, quantizer, runs, found)
     manifest = _as_newest(output, existing) if existing else publish(output, complete)
     built = sum(shard is None for shard in finished.values())
     return IndexReport(output, manifest, built, time.monotonic() - start, already_finished=False)
@@ -136,30 +141,16 @@ def _as_newest(output: str, build: Manifest) -> Manifest:
     return publish(output, unnamed)
 
 
-def write_lists(
-    output: str, manifest: Manifest, quantizer: str, *, num_workers: int = 2, num_cpus: float = 1.0
-) -> None:
-    """Write the inverted lists of all shards that have none yet."""
-    parts = [
-        {
-            "name": entry["shard"]["shard_id"],
-            "rows": entry["shard"]["rows"],
-            "quantizer": quantizer,
-            "shard": entry["shard"],
-        }
-        for entry in manifest["shards"]
-    ]
-    folders = {
-        part["name"]: storage.local_path(storage.join(output, quantizer, part["name"])) for part in parts
-    }
+def write_lists(output: str, runs: list[Run], *, num_workers: int = 2, num_cpus: float = 1.0) -> None:
+    """Write the inverted lists of all runs of shards that have none yet."""
     run_parts(
-        parts,
+        runs,
         ListsWriter,
         {"output": output},
         describe="lists",
         num_workers=num_workers,
         num_cpus=num_cpus,
-        done=lambda part: {} if is_finished(folders[part["name"]]) else None,
+        done=lambda part: {} if is_finished(storage.local_path(storage.join(output, part["path"]))) else None,
         unit="photos",
     )
 

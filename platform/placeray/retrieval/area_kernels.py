@@ -11,7 +11,7 @@ import numpy as np
 from placeray.geo import EARTH_RADIUS_M
 from placeray.retrieval.cells import LEVEL, quadrants
 from placeray.retrieval.filters import EDGE, INSIDE, OUTSIDE
-from placeray.retrieval.kernels import compiled
+from placeray.retrieval.intrinsics import compiled
 
 _DEGREE = math.pi / 180
 # Degrees that rounding may put a photo outside of its cell.

@@ -141,15 +141,13 @@ def _choose(engine: Engine, num_queries: int, pieces: Sequence[CodeRange], total
 
 def _scan_blocks(pieces: Sequence[CodeRange], queries: Bytes, size: int) -> Keys:
     collector = popcount_scan.Collector(queries, size)
-    for codes, first_row, allowed in pieces:
-        collector.scan_blocks(codes, first_row, allowed)
+    collector.scan_blocks(pieces)
     return collector.keys()
 
 
 def _scan_by_row(pieces: Sequence[CodeRange], queries: Bytes, size: int) -> Keys:
     collector = popcount_scan.Collector(queries, size)
-    for codes, first_row, allowed in pieces:
-        collector.scan(codes, first_row, allowed)
+    collector.scan(pieces)
     return collector.keys()
 
 

@@ -1,6 +1,6 @@
 """Stage 1 over inverted lists: only the lists whose centroids are nearest to a query are scanned.
 
-The candidates of a query depend on its lists alone, never on shards, threads or the other queries of a batch. With
+The candidates of a query depend on its lists alone, never on runs, threads or the other queries of a batch. With
 numba the lists are scanned in place; without it they are gathered for faiss, with the same candidates.
 """
 
@@ -14,15 +14,15 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from placeray.errors import MapError
 from placeray.retrieval import popcount_scan
 from placeray.retrieval.codes import Bytes
 from placeray.retrieval.first_stage import CodeRange, search_codes
-from placeray.retrieval.lists import ShardLists, open_lists, open_quantizer
+from placeray.retrieval.lists import open_lists, open_quantizer
 from placeray.retrieval.merge import NOBODY, Keys, best, distance_keys, rows_of
 
 _Part = TypeVar("_Part")
 _Found = TypeVar("_Found")
-Masks = Sequence[NDArray[np.bool_] | None]
 
 # The nearest lists set the distance to beat; the others are read in the order in which they lie in memory.
 _NEAREST_FIRST = 32
@@ -38,13 +38,24 @@ def _each(
 
 
 class InvertedLists:
-    """The quantizer of a map and the lists of all its shards."""
+    """The quantizer of a map and the lists of all its runs."""
 
-    def __init__(self, quantizer: Path, shards: Sequence[Path], first_rows: Sequence[int]) -> None:
-        """Map all files; `first_rows` are the global rows at which shards begin. Raises MapError on damage."""
+    def __init__(
+        self, quantizer: Path, runs: Sequence[tuple[Path, int]], live: NDArray[np.bool_] | None = None
+    ) -> None:
+        """Map all files. Raises MapError on damage.
+
+        Args:
+            runs: folder of each run of shards and the global row at which it begins.
+            live: rows (N,) of the map that may be returned, None for all.
+        """
         self.quantizer = open_quantizer(quantizer)
-        self._shards: list[ShardLists] = [open_lists(folder) for folder in shards]
-        self._first_rows = list(first_rows)
+        self._runs: list[popcount_scan.ListRun] = [(*open_lists(folder), first) for folder, first in runs]
+        if any(len(offsets) != len(self) + 1 for _, _, offsets, _ in self._runs):
+            raise MapError(
+                f"the lists beside {quantizer} are not of this quantizer: remove its folder and index again"
+            )
+        self._live = live
 
     def __len__(self) -> int:
         return len(self.quantizer.centroids)
@@ -63,7 +74,6 @@ class InvertedLists:
         size: int,
         nprobe: int,
         *,
-        allowed: Masks,
         pool: ThreadPoolExecutor,
         num_threads: int,
     ) -> Keys:
@@ -71,7 +81,6 @@ class InvertedLists:
 
         Args:
             queries: (Q, bits / 8) uint8.
-            allowed: for each shard the rows (n,) that may be returned, None for all.
 
         Returns:
             (Q, size) keys of `merge`, ascending, padded with NOBODY.
@@ -85,10 +94,10 @@ class InvertedLists:
         if len(queries) < 2 * num_threads:  # too few to give every thread some: share out their lists
             probes = choose(queries, count)
             parts = [part for part in np.array_split(probes, num_threads, axis=1) if part.shape[1]]
-            return best(_each(lambda part: scan(queries, part, size, allowed), parts, pool), size)
+            return best(_each(lambda part: scan(queries, part, size), parts, pool), size)
         starts = range(0, len(queries), min(_QUERIES_AT_ONCE, -(-len(queries) // num_threads)))
         some = [queries[start : start + starts.step] for start in starts]
-        return np.concatenate(_each(lambda part: scan(part, choose(part, count), size, allowed), some, pool))
+        return np.concatenate(_each(lambda part: scan(part, choose(part, count), size), some, pool))
 
     @functools.cached_property
     def _chooser(self) -> popcount_scan.ListChooser:
@@ -101,29 +110,24 @@ class InvertedLists:
         """faiss keeps the first among equals; the order of the lists is of no use to it."""
         return faiss.knn_hamming(queries, self.quantizer.centroids, count)[1].astype(np.int32)
 
-    def _scan(self, queries: Bytes, probes: NDArray[np.int32], size: int, allowed: Masks) -> Keys:
+    def _scan(self, queries: Bytes, probes: NDArray[np.int32], size: int) -> Keys:
         collector = popcount_scan.Collector(queries, size)
-        probes = np.ascontiguousarray(probes)
-        for shard, first_row, mask in zip(self._shards, self._first_rows, allowed, strict=True):
-            collector.scan_lists(*shard, probes, first_row, mask)
+        collector.scan_lists(self._runs, self._live, np.ascontiguousarray(probes))
         return collector.keys()
 
-    def _scan_by_faiss(self, queries: Bytes, probes: NDArray[np.int32], size: int, allowed: Masks) -> Keys:
-        return np.concatenate(
-            [self._one_by_faiss(queries[q], lists, size, allowed) for q, lists in enumerate(probes)]
-        )
+    def _scan_by_faiss(self, queries: Bytes, probes: NDArray[np.int32], size: int) -> Keys:
+        return np.concatenate([self._one_by_faiss(queries[q], lists, size) for q, lists in enumerate(probes)])
 
-    def _one_by_faiss(self, query: Bytes, probes: NDArray[np.int32], size: int, allowed: Masks) -> Keys:
+    def _one_by_faiss(self, query: Bytes, probes: NDArray[np.int32], size: int) -> Keys:
         found = [np.full((1, size), NOBODY, dtype=np.uint64)]
-        for shard, first_row, mask in zip(self._shards, self._first_rows, allowed, strict=True):
-            places = np.concatenate([np.arange(shard.offsets[p], shard.offsets[p + 1]) for p in probes])
+        for codes, order, offsets, first_row in self._runs:
+            places = np.concatenate([np.arange(offsets[p], offsets[p + 1]) for p in probes])
             # In row order, because among equal distances faiss keeps the first.
-            places = places[np.argsort(shard.order[places], kind="stable")]
-            if mask is not None:
-                places = places[mask[shard.order[places]]]
+            places = places[np.argsort(order[places], kind="stable")]
+            rows = order[places].astype(np.int64) + first_row
+            if self._live is not None:
+                places, rows = places[self._live[rows]], rows[self._live[rows]]
             if len(places):
-                distances, local = faiss.knn_hamming(query[None], shard.codes[places], min(size, len(places)))
-                found.append(
-                    distance_keys(distances, shard.order[places][local].astype(np.int64) + first_row)
-                )
+                distances, local = faiss.knn_hamming(query[None], codes[places], min(size, len(places)))
+                found.append(distance_keys(distances, rows[local]))
         return best(found, size)

@@ -1,54 +1,38 @@
 """The inner loops of search, compiled by numba; importing this module fails where numba is absent.
 
-Two ways to compare a block of codes with many queries, chosen by what the processor has:
-
-- with a vector popcount instruction (AVX-512 VPOPCNTDQ, NEON), exclusive-or and popcount over a word-major block;
-- with AVX2 alone, a table look-up per nibble: for a nibble q of the query, the 16 values popcount(x ^ q) sit in one
-  register, and one byte shuffle looks up the nibbles of 32 codes. Codes are split into nibbles, nibble-major, once
-  per block, so a query pays a shuffle and an add per 32 nibbles, where an emulated popcount takes four times as many
-  instructions. The look-up idea is that of André, Kermarrec and Le Scouarnec, "Cache locality is not enough:
-  high-performance nearest neighbor search with product quantization fast scan" (VLDB 2015).
-
 Every scan collects keys of `merge` (distance << 32 | global row) and is exact: ties at the cut go to the lower row.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
-from llvmlite import binding, ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from placeray.retrieval.intrinsics import (
+    BLOCK,
+    can_look_up,
+    compiled,
+    differing,
+    dot_fetching,
+    fetch,
+    has_vector_popcount,
+    look_up_block,
+    popcount,
+    read_u8,
+    read_u32,
+    split_block,
+)
 from placeray.retrieval.merge import NOBODY
 
-BLOCK = 128  # codes compared at once: 128 nibbles of each are 16 KB, half of a first-level cache
 WORDS_AT_ONCE = 64  # of a word-major block: its sums stay in registers
 # Fetched before they are needed: a memory access takes as long as comparing some 30 codes.
 ROWS_AHEAD = 48
-_RUN = 48  # nibbles summed in bytes before they are widened: 48 * 4 = 192 < 256
-
-_BYTE, _SHORT, _INT, _LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_BYTES16, _BYTES32 = ir.VectorType(_BYTE, 16), ir.VectorType(_BYTE, 32)
-_SHORTS32 = ir.VectorType(_SHORT, 32)
-
+# Up to so many queries meet centroids one by one: splitting a block takes as long as comparing it with three queries.
+_FEW = 3
 # The differing bits of two nibbles; row q is the register that is looked up for a nibble q of a query.
 NIBBLE_TABLE: NDArray[np.uint8] = np.bitwise_count(
     np.arange(16, dtype=np.uint8)[:, None] ^ np.arange(16, dtype=np.uint8)
 )
-
-
-def can_look_up() -> bool:
-    """Whether the processor shuffles 32 bytes at once: AVX2."""
-    return bool(binding.get_host_cpu_features().get("avx2"))
-
-
-def has_vector_popcount() -> bool:
-    """Whether the processor counts bits of whole vectors."""
-    return bool(binding.get_host_cpu_features().get("avx512vpopcntdq"))
 
 
 def nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -57,163 +41,6 @@ def nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     split[:, 0::2] = (codes & 15) << 4
     split[:, 1::2] = codes & 0xF0
     return split
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """njit without the interpreter lock; the machine code is kept on disk where there is a place for it."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # neither the package's folder nor the home folder can be written
-        return numba.njit(nogil=True)(function)
-
-
-def _const(value: int) -> ir.Constant:
-    return ir.Constant(_LONG, value)
-
-
-def _array(context: Any, builder: ir.IRBuilder, kind: Any, value: Any) -> Any:
-    return context.make_array(kind)(context, builder, value)
-
-
-def _at(builder: ir.IRBuilder, base: Any, offset: Any, kind: ir.Type) -> Any:
-    """Pointer to a value of `kind`, `offset` bytes behind `base`."""
-    place = builder.gep(builder.bitcast(base, _BYTE.as_pointer()), [offset])
-    return builder.bitcast(place, kind.as_pointer())
-
-
-@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def popcount(typing_context: Any, word: Any) -> Any:
-    """Set bits of a 64-bit word; in a loop over a block it becomes vector instructions."""
-
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        return builder.ctpop(arguments[0])
-
-    return types.uint64(types.uint64), emit
-
-
-@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def split_block(typing_context: Any, codes: Any, start: Any, block: Any) -> Any:
-    """BLOCK rows of codes (n, B), from `start` on, to nibbles (2 B, BLOCK); B is a multiple of 8."""
-
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        rows = _array(context, builder, signature.args[0], arguments[0])
-        target = _array(context, builder, signature.args[2], arguments[2]).data
-        num_bytes = builder.extract_value(rows.shape, 1)
-        whole = builder.and_(num_bytes, _const(~15))
-        zero, block_rows, step = _const(0), _const(BLOCK), _const(16)
-        with cgutils.for_range_slice(builder, zero, block_rows, step, _LONG) as (row, _):
-            first = builder.mul(builder.add(arguments[1], row), num_bytes)
-            with cgutils.for_range_slice(builder, zero, whole, step, _LONG) as (byte, _):
-                lines = _load_lines(builder, rows.data, builder.add(first, byte), num_bytes, _BYTES16)
-                _store_nibbles(builder, _turned(builder, lines), target, byte, row)
-            with builder.if_then(builder.icmp_signed("<", whole, num_bytes)):
-                lines = _load_lines(builder, rows.data, builder.add(first, whole), num_bytes, _LONG)
-                _store_nibbles(builder, _turned(builder, lines)[:8], target, whole, row)
-        return context.get_dummy_value()
-
-    return types.void(codes, types.int64, block), emit
-
-
-def _load_lines(builder: ir.IRBuilder, base: Any, first: Any, stride: Any, kind: ir.Type) -> list[Any]:
-    """16 rows of 16 bytes, or of 8 bytes and as many zeros."""
-    lines = []
-    for r in range(16):
-        offset = builder.add(first, builder.mul(_const(r), stride))
-        value = builder.load(_at(builder, base, offset, kind), align=1)
-        if kind is _LONG:
-            pair = ir.Constant(ir.VectorType(_LONG, 2), [0, 0])
-            value = builder.bitcast(builder.insert_element(pair, value, ir.Constant(_INT, 0)), _BYTES16)
-        lines.append(value)
-    return lines
-
-
-def _turned(builder: ir.IRBuilder, lines: list[Any]) -> list[Any]:
-    """A 16 x 16 byte matrix transposed: four rounds of interleaving row i with row i + 8."""
-    interleaved = [[half + i + other for i in range(8) for other in (0, 16)] for half in (0, 8)]
-    masks = [ir.Constant(ir.VectorType(_INT, 16), mask) for mask in interleaved]
-    for _ in range(4):
-        lines = [builder.shuffle_vector(lines[i], lines[i + 8], mask) for i in range(8) for mask in masks]
-    return lines
-
-
-def _store_nibbles(builder: ir.IRBuilder, columns: list[Any], target: Any, byte: Any, row: Any) -> None:
-    four, low = ir.Constant(_BYTES16, [4] * 16), ir.Constant(_BYTES16, [15] * 16)
-    for b, column in enumerate(columns):
-        place = builder.add(builder.mul(builder.add(byte, _const(b)), _const(2 * BLOCK)), row)
-        builder.store(builder.and_(column, low), _at(builder, target, place, _BYTES16), align=16)
-        place = builder.add(place, _const(BLOCK))
-        builder.store(builder.lshr(column, four), _at(builder, target, place, _BYTES16), align=16)
-
-
-@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def look_up_block(typing_context: Any, block: Any, query: Any, table: Any, distances: Any) -> Any:
-    """Distances (BLOCK,) uint16 of a split block to the nibbles (2 B,) of a query; returns the smallest."""
-
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        codes, asked, look, result = (
-            _array(context, builder, kind, value)
-            for kind, value in zip(signature.args, arguments, strict=True)
-        )
-        count = builder.extract_value(asked.shape, 0)
-        groups = range(BLOCK // 32)
-        sums = [cgutils.alloca_once(builder, _BYTES32) for _ in groups]
-        totals = [cgutils.alloca_once(builder, _SHORTS32) for _ in groups]
-        for total in totals:
-            builder.store(ir.Constant(_SHORTS32, [0] * 32), total)
-        with cgutils.for_range_slice(builder, _const(0), count, _const(_RUN), _LONG) as (first, _):
-            for part in sums:
-                builder.store(ir.Constant(_BYTES32, [0] * 32), part)
-            end = builder.add(first, _const(_RUN))
-            end = builder.select(builder.icmp_signed("<", end, count), end, count)
-            with cgutils.for_range_slice(builder, first, end, _const(4), _LONG) as (nibble, _):
-                for step in range(4):
-                    _add_nibble(builder, builder.add(nibble, _const(step)), codes, asked, look, sums)
-            for part, total in zip(sums, totals, strict=True):
-                wide = builder.zext(builder.load(part), _SHORTS32)
-                builder.store(builder.add(builder.load(total), wide), total)
-        smallest = builder.load(totals[0])
-        for group, total in enumerate(totals):
-            value = builder.load(total)
-            builder.store(value, _at(builder, result.data, _const(64 * group), _SHORTS32), align=2)
-            smallest = builder.select(builder.icmp_unsigned("<", value, smallest), value, smallest)
-        reduce = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_SHORT, [_SHORTS32]), "llvm.vector.reduce.umin.v32i16"
-        )
-        return builder.zext(builder.call(reduce, [smallest]), _LONG)
-
-    return types.uint64(block, query, table, distances), emit
-
-
-def _add_nibble(
-    builder: ir.IRBuilder, nibble: Any, codes: Any, asked: Any, look: Any, sums: list[Any]
-) -> None:
-    """Add the differing bits of one nibble of all codes to the byte sums."""
-    shuffle = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(_BYTES32, [_BYTES32, _BYTES32]), "llvm.x86.avx2.pshuf.b"
-    )
-    offset = builder.zext(builder.load(_at(builder, asked.data, nibble, _BYTE)), _LONG)
-    half = builder.load(_at(builder, look.data, offset, _BYTES16), align=1)
-    row = builder.shuffle_vector(half, half, ir.Constant(ir.VectorType(_INT, 32), [*range(16)] * 2))
-    first = builder.mul(nibble, _const(BLOCK))
-    for group, part in enumerate(sums):
-        place = _at(builder, codes.data, builder.add(first, _const(32 * group)), _BYTES32)
-        found = builder.call(shuffle, [row, builder.load(place, align=16)])
-        builder.store(builder.add(builder.load(part), found), part)
-
-
-@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
-    """Start bringing the 64 bytes at a byte offset of an array into the cache; any offset is safe."""
-
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        base = _array(context, builder, signature.args[0], arguments[0]).data
-        place = _at(builder, base, arguments[1], _BYTE)
-        kind = ir.FunctionType(ir.VoidType(), [place.type, _INT, _INT, _INT])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [place, *(ir.Constant(_INT, value) for value in (0, 3, 1))])
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64), emit
 
 
 @compiled
@@ -268,24 +95,25 @@ def finish(state: Any, size: int, histogram: Any) -> None:
 
 
 @compiled
-def scan_rows(
-    words: Any, start: int, queries: Any, size: int, first_row: Any, allowed: Any, state: Any, histogram: Any
-) -> None:
-    """Rows `start` ... of words (n, W), one after the other: for few queries, where reading is the limit."""
-    to_beat = state[2]
-    for i in range(start, len(words)):
-        # The processor fetches what follows by itself, but stops at every page.
-        if not len(allowed) or allowed[min(i + ROWS_AHEAD, len(words) - 1)]:
-            prefetch(words, (i + ROWS_AHEAD) * 8 * words.shape[1])
-        if len(allowed) and not allowed[i]:
-            continue
-        for q in range(len(queries)):
-            distance = np.uint64(0)
-            for w in range(words.shape[1]):
-                distance += popcount(words[i, w] ^ queries[q, w])
-            if distance < to_beat[q]:
-                key = (distance << np.uint64(32)) | (first_row + np.uint64(i))
-                push(state, q, key, size, histogram)
+def scan_rows(pieces: Any, queries: Any, size: int, state: Any, histogram: Any) -> None:
+    """Pieces of a map, one code after the other: for few queries, where reading is the limit.
+
+    `pieces` (P, 4) int64, in row order: address of the codes, how many they are, the global row of the first, and the
+    address of a byte for each that says whether it counts, 0 where all do.
+    """
+    to_beat, stride = state[2], 8 * queries.shape[1]
+    for p in range(len(pieces)):
+        codes, count, first_row, allowed = pieces[p, 0], pieces[p, 1], pieces[p, 2], pieces[p, 3]
+        for i in range(count):
+            # The processor fetches what follows by itself, but stops at every page.
+            if not allowed or read_u8(allowed + min(i + ROWS_AHEAD, count - 1)):
+                fetch(codes + (i + ROWS_AHEAD) * stride)
+            if allowed and not read_u8(allowed + i):
+                continue
+            for q in range(len(queries)):
+                distance = differing(codes + i * stride, queries, q)
+                if distance < to_beat[q]:
+                    push(state, q, (distance << np.uint64(32)) | np.uint64(first_row + i), size, histogram)
 
 
 @compiled
@@ -341,20 +169,25 @@ def scratch(code_bytes: int) -> NDArray[Any]:
 
 @compiled
 def scan_blocks(
-    codes: Any, words: Any, queries: Any, split: Any, table: Any, block: Any, size: int, first_row: Any,
-    allowed: Any, state: Any, histogram: Any,
+    codes: Any, words: Any, queries: Any, split: Any, table: Any, block: Any, size: int, piece: Any, state: Any,
+    histogram: Any,
 ) -> None:  # fmt: skip
-    """All rows in blocks that every query meets while they are in the cache: for many queries.
+    """The codes of one piece in blocks that every query meets while they are in the cache: for many queries.
 
     `codes` (n, B) uint8 and `words` (n, W) uint64 are the same memory; `split` (Q, 2 B) are the nibbles() of `queries`
-    (Q, W); `block` is scratch().
+    (Q, W); `block` is scratch(); `piece` (1, 4) as `scan_rows` wants it.
     """
     to_beat = state[2]
     distances = np.zeros(BLOCK, dtype=np.uint16)
+    first_row, allowed = piece[0, 2], piece[0, 3]
     end = len(codes) // BLOCK * BLOCK
     for start in range(0, end, BLOCK):
-        if len(allowed) and not allowed[start : start + BLOCK].any():
-            continue
+        if allowed:
+            some = 0
+            for j in range(BLOCK):
+                some |= read_u8(allowed + start + j)
+            if not some:
+                continue
         _load_block(codes, words, start, block)
         for q in range(len(queries)):
             smallest = _compare_block(block, queries[q], split[q], table, distances)
@@ -362,62 +195,85 @@ def scan_blocks(
                 continue
             for j in range(BLOCK):
                 distance = np.uint64(distances[j])
-                if distance < to_beat[q] and (not len(allowed) or allowed[start + j]):
-                    key = (distance << np.uint64(32)) | (first_row + np.uint64(start + j))
+                if distance < to_beat[q] and (not allowed or read_u8(allowed + start + j)):
+                    key = (distance << np.uint64(32)) | np.uint64(first_row + start + j)
                     push(state, q, key, size, histogram)
-    scan_rows(words, end, queries, size, first_row, allowed, state, histogram)
+    rest = piece.copy()
+    rest[0, 0] += end * codes.shape[1]
+    rest[0, 1] -= end
+    rest[0, 2] += end
+    rest[0, 3] += end * (allowed != 0)
+    scan_rows(rest, queries, size, state, histogram)
 
 
 @compiled
-def name_rows(candidates: Any, start: int, end: int, order: Any, first_row: Any) -> None:
-    """Turn the positions inside a shard's lists, in the lower half of candidates start ... end, into global rows."""
+def name_rows(candidates: Any, start: int, end: int, order: int, first_row: int) -> None:
+    """Turn the positions inside the lists of a run, in the lower half of candidates start ... end, into global rows."""
     for i in range(start, end):
         position = candidates[i] & np.uint64(0xFFFFFFFF)
-        candidates[i] = (candidates[i] - position) | (first_row + np.uint64(order[position]))
+        row = first_row + read_u32(order + 4 * np.int64(position))
+        candidates[i] = (candidates[i] - position) | np.uint64(row)
 
 
 @compiled
-def scan_lists(
-    words: Any, order: Any, offsets: Any, probes: Any, queries: Any, size: int, first_row: Any, allowed: Any,
-    state: Any, histogram: Any,
-) -> None:  # fmt: skip
-    """The lists `probes` (Q, P) of each query; list l is words[offsets[l] : offsets[l + 1]], `order` has their rows.
+def scan_lists(runs: Any, probes: Any, queries: Any, size: int, state: Any, histogram: Any) -> None:
+    """The lists `probes` (Q, P) of each query in every run.
+
+    `runs` (R, 5) int64: addresses of its codes in list order, of the row (uint32) of each of them, and of where each
+    list begins (uint32); its first global row; the address of a byte for each row that says whether it counts, 0 where
+    all do.
 
     Every list is a jump in memory, so it is fetched while those before it are compared. A candidate is kept by its
     position at first, because its row lies in yet another place, which is fetched meanwhile.
     """
     candidates, counts, to_beat = state
-    stride, num_lists = 8 * words.shape[1], probes.shape[1]
-    starts, ends = np.empty(num_lists, dtype=np.int64), np.empty(num_lists, dtype=np.int64)
+    stride, num_lists = 8 * queries.shape[1], probes.shape[1]
+    starts, ends = np.empty((2, len(runs) * num_lists), dtype=np.int64)
+    edges = np.zeros(len(runs) + 1, dtype=np.int64)
     for q in range(len(queries)):
-        for p in range(num_lists):
-            starts[p], ends[p] = offsets[probes[q, p]], offsets[probes[q, p] + 1]
-        # A second reader runs ROWS_AHEAD rows before the first and only fetches.
+        filled = 0
+        for r in range(len(runs)):
+            codes, offsets = runs[r, 0], runs[r, 2]
+            for p in range(num_lists):
+                begin = offsets + 4 * np.int64(probes[q, p])
+                starts[filled] = codes + stride * read_u32(begin)
+                ends[filled] = codes + stride * read_u32(begin + 4)
+                filled += ends[filled] > starts[filled]
+            edges[r + 1] = filled
+        if not filled:
+            continue
+        # A second reader runs ROWS_AHEAD codes before the first and only fetches.
         ahead, fetched, until = 0, starts[0], ends[0]
-        lead, named = ROWS_AHEAD, counts[q]
-        for p in range(num_lists):
-            for i in range(starts[p], ends[p]):
-                for _ in range(lead):
-                    while fetched == until and ahead + 1 < num_lists:
-                        ahead += 1
-                        fetched, until = starts[ahead], ends[ahead]
-                    prefetch(words, fetched * stride)
-                    fetched += fetched < until
-                lead = 1
-                distance = np.uint64(0)
-                for w in range(words.shape[1]):
-                    distance += popcount(words[i, w] ^ queries[q, w])
-                if distance >= to_beat[q] or (len(allowed) and not allowed[order[i]]):
-                    continue
-                prefetch(order, 4 * i)
-                candidates[q, counts[q]] = (distance << np.uint64(32)) | np.uint64(i)
-                counts[q] += 1
-                if counts[q] == candidates.shape[1]:
-                    name_rows(candidates[q], named, counts[q], order, first_row)
-                    # Rows come in no order, so one at the same distance may still be lower.
-                    to_beat[q] = keep_best(candidates[q], counts[q], size, histogram) + np.uint64(1)
-                    counts[q] = named = size
-        name_rows(candidates[q], named, counts[q], order, first_row)
+        lead = ROWS_AHEAD
+        for r in range(len(runs)):
+            codes, order, first_row, allowed = runs[r, 0], runs[r, 1], runs[r, 3], runs[r, 4]
+            named = counts[q]
+            for s in range(edges[r], edges[r + 1]):
+                code = starts[s]
+                while code < ends[s]:
+                    for _ in range(lead):
+                        fetch(fetched)
+                        fetched += stride
+                        if fetched >= until:
+                            ahead = min(ahead + 1, filled - 1)
+                            fetched, until = starts[ahead], ends[ahead]
+                    lead = 1
+                    distance = differing(code, queries, q)
+                    if distance < to_beat[q]:
+                        position = (code - codes) // stride
+                        if not allowed or read_u8(allowed + read_u32(order + 4 * position)):
+                            fetch(order + 4 * position)
+                            candidates[q, counts[q]] = (distance << np.uint64(32)) | np.uint64(position)
+                            counts[q] += 1
+                            if counts[q] == candidates.shape[1]:
+                                name_rows(candidates[q], named, counts[q], order, first_row)
+                                # Rows come in no order, so one at the same distance may still be lower.
+                                to_beat[q] = keep_best(candidates[q], counts[q], size, histogram) + np.uint64(
+                                    1
+                                )
+                                counts[q] = named = size
+                    code += stride
+            name_rows(candidates[q], named, counts[q], order, first_row)
 
 
 @compiled
@@ -430,30 +286,38 @@ def choose_lists(
     Among equals the first ones are taken. `centroids` (C, B) is padded to a multiple of BLOCK; its first `num_lists`
     count; `distances` (Q, C) uint16 is room for all of them.
     """
-    for start in range(0, len(centroids), BLOCK):
-        _load_block(centroids, centroid_words, start, block)
+    if len(words) <= _FEW:
+        first, width = centroids.ctypes.data, centroids.shape[1]
         for q in range(len(words)):
-            _compare_block(block, words[q], split[q], table, distances[q, start : start + BLOCK])
+            row = distances[q]
+            for c in range(num_lists):
+                row[c] = differing(first + c * width, words, q)
+    else:
+        for start in range(0, len(centroids), BLOCK):
+            _load_block(centroids, centroid_words, start, block)
+            for q in range(len(words)):
+                _compare_block(block, words[q], split[q], table, distances[q, start : start + BLOCK])
     histogram = np.empty(64 * words.shape[1] + 1, dtype=np.int64)
     for q in range(len(words)):
+        row, chosen = distances[q, :num_lists], found[q]
         histogram[:] = 0
-        for c in range(num_lists):
-            histogram[distances[q, c]] += 1
-        limit, ties = cut(histogram, found.shape[1])
+        for distance in row:
+            histogram[distance] += 1
+        limit, ties = cut(histogram, len(chosen))
         near_limit, near_ties = cut(histogram, num_first)
         near, far = 0, num_first
         for c in range(num_lists):
-            distance = np.int64(distances[q, c])
+            distance = np.int64(row[c])
             if distance > limit:
                 continue
             if distance < near_limit or (distance == near_limit and near_ties > 0):
                 near_ties -= distance == near_limit
                 ties -= distance == limit
-                found[q, near] = c
+                chosen[near] = c
                 near += 1
             elif distance < limit or ties > 0:
                 ties -= distance == limit
-                found[q, far] = c
+                chosen[far] = c
                 far += 1
 
 
@@ -489,54 +353,13 @@ def nearest_of(
                 found[i] = start + j
 
 
-@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def dot_fetching(
-    typing_context: Any, rows: Any, start: Any, query: Any, begin: Any, count: Any, after: Any
-) -> Any:
-    """Integer product of `count` numbers, a multiple of 64, of int8 rows from byte `start` on with those of int16
-    queries from number `begin` on; meanwhile as many bytes from `after` on are fetched. Needs AVX2.
-    """
-
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        base = _array(context, builder, signature.args[0], arguments[0]).data
-        asked = _array(context, builder, signature.args[2], arguments[2]).data
-        ints, shorts = ir.VectorType(_INT, 8), ir.VectorType(_SHORT, 16)
-        multiply = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ints, [shorts, shorts]), "llvm.x86.avx2.pmadd.wd"
-        )
-        fetch_kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _INT, _INT, _INT])
-        fetch = cgutils.get_or_insert_function(builder.module, fetch_kind, "llvm.prefetch.p0")
-        sums = [cgutils.alloca_once_value(builder, ir.Constant(ints, [0] * 8)) for _ in range(4)]
-        for part in sums:
-            builder.store(ir.Constant(ints, [0] * 8), part)
-        with cgutils.for_range_slice(builder, _const(0), arguments[4], _const(64), _LONG) as (place, _):
-            next_line = _at(builder, base, builder.add(arguments[5], place), _BYTE)
-            builder.call(fetch, [next_line, *(ir.Constant(_INT, value) for value in (0, 3, 1))])
-            for step, part in enumerate(sums):
-                here = builder.add(place, _const(16 * step))
-                row = builder.load(_at(builder, base, builder.add(arguments[1], here), _BYTES16), align=1)
-                number = builder.shl(builder.add(arguments[3], here), _const(1))
-                numbers = builder.load(_at(builder, asked, number, shorts), align=2)
-                products = builder.call(multiply, [builder.sext(row, shorts), numbers])
-                builder.store(builder.add(builder.load(part), products), part)
-        total = builder.load(sums[0])
-        for part in sums[1:]:
-            total = builder.add(total, builder.load(part))
-        reduce = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_INT, [ints]), "llvm.vector.reduce.add.v8i32"
-        )
-        return builder.sext(builder.call(reduce, [total]), _LONG)
-
-    return types.int64(rows, types.int64, query, types.int64, types.int64, types.int64), emit
-
-
 @compiled
 def dot_plain(rows: Any, start: int, queries: Any, begin: int, count: int, after: int) -> Any:
     """The same on any processor."""
     total = np.int64(0)
     row, query = rows.ravel(), queries.ravel()
     for place in range(0, count, 64):
-        prefetch(rows, after + place)
+        fetch(rows.ctypes.data + after + place)
         for j in range(place, place + 64):
             total += np.int32(row[start + j]) * np.int32(query[begin + j])
     return total

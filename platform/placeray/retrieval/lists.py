@@ -1,19 +1,20 @@
-"""Inverted lists of a map on disk: the codes of every shard once more, ordered by the list they belong to.
+"""Inverted lists of a map on disk: its codes once more, ordered by the list they belong to.
 
     <map>/ivf/<key>/                      one quantizer, named by what it was learnt from
         coarse.u8 centroids.u8 starts.u32     see `quantizer.Quantizer`
         quantizer.json                        sizes and checksums of these, last
-    <map>/ivf/<key>/<shard id>/
+    <map>/ivf/<key>/<run>/                one run of neighbouring shards, named by their names
         codes.u8                              [rows, bits / 8], list after list, rows ascending within each
-        order.u32                             shard row of each of them
+        order.u32                             row of each of them, counted from the first of the run
         offsets.u32                           where each list begins, and the end
         lists.json                            sizes and checksums of these, last
 
-Lists are derived from shards and speed up stage 1; a map answers without them. All shards share one quantizer, so that
-photos can be added without learning again.
+Lists are derived from shards and speed up stage 1; a map answers without them. A list that runs through many shards is
+read in one go, where a piece of it in every shard would be a jump in memory each. All runs share one quantizer, so that
+photos can be added, as a run of their own, without learning again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +31,11 @@ from placeray.retrieval.quantizer import Quantizer
 QUANTIZER_FILE, LISTS_FILE = "quantizer.json", "lists.json"
 
 
-class ShardLists(NamedTuple):
-    """The inverted lists of one shard."""
+class Lists(NamedTuple):
+    """The inverted lists of one run of shards."""
 
     codes: Bytes  # (n, bits / 8) uint8, in list order
-    order: NDArray[np.uint32]  # (n,) row of the shard
+    order: NDArray[np.uint32]  # (n,) row of the run
     offsets: NDArray[np.uint32]  # (L + 1,): list l is codes[offsets[l] : offsets[l + 1]]
 
 
@@ -45,8 +46,11 @@ def save_quantizer(folder: Path, quantizer: Quantizer) -> None:
         "centroids.u8": quantizer.centroids,
         "starts.u32": quantizer.starts,
     }
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, values in files.items():
+        write_file(folder / file, np.ascontiguousarray(values).data)
     bits = quantizer.centroids.shape[1] * 8
-    _save(folder, QUANTIZER_FILE, files, {"code_bits": bits, "lists": len(quantizer.centroids)})
+    _save_record(folder, QUANTIZER_FILE, list(files), {"code_bits": bits, "lists": len(quantizer.centroids)})
 
 
 def open_quantizer(folder: Path) -> Quantizer:
@@ -63,27 +67,54 @@ def open_quantizer(folder: Path) -> Quantizer:
         raise MapError(f"{folder / QUANTIZER_FILE} is damaged: {_ADVICE}") from None
 
 
-def save_lists(folder: Path, codes: Bytes, quantizer: Quantizer) -> None:
-    """Order the codes (n, bits / 8) of a shard by list and write them."""
-    lists = quantizer.assign(codes)
-    order = np.argsort(lists, kind="stable").astype(np.uint32)
-    counts = np.bincount(lists, minlength=len(quantizer.centroids))
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32)
-    files: dict[str, NDArray[Any]] = {"codes.u8": codes[order], "order.u32": order, "offsets.u32": offsets}
-    _save(folder, LISTS_FILE, files, {"rows": len(codes), "code_bits": codes.shape[1] * 8})
+def save_lists(folder: Path, shards: Sequence[Bytes], quantizer: Quantizer) -> None:
+    """Order the codes (n, bits / 8) of neighbouring shards by list and write them; one shard is held in memory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lists = [quantizer.assign(codes) for codes in shards]
+    counts = np.stack([np.bincount(some, minlength=len(quantizer.centroids)) for some in lists])
+    offsets = np.concatenate([[0], np.cumsum(counts.sum(axis=0))])
+    begins = offsets[:-1] + np.cumsum(counts, axis=0) - counts  # of what each shard has of every list
+    num_rows, width = int(offsets[-1]), quantizer.centroids.shape[1]
+    codes_file = _created(folder / "codes.u8", np.uint8, (num_rows, width))
+    order_file = _created(folder / "order.u32", np.uint32, (num_rows,))
+    first_row = 0
+    for codes, list_of, count, begin in zip(shards, lists, counts, begins, strict=True):
+        by_list = np.argsort(list_of, kind="stable")
+        places = np.arange(len(codes)) + np.repeat(begin - (np.cumsum(count) - count), count)
+        codes_file[places] = codes[by_list]
+        order_file[places] = first_row + by_list
+        first_row += len(codes)
+    for file in (codes_file, order_file):
+        if isinstance(file, np.memmap):
+            file.flush()
+    write_file(folder / "offsets.u32", offsets.astype(np.uint32).data)
+    names = ("codes.u8", "order.u32", "offsets.u32")
+    _save_record(folder, LISTS_FILE, names, {"rows": num_rows, "code_bits": width * 8})
 
 
-def open_lists(folder: Path) -> ShardLists:
-    """Map the lists of a shard. Raises MapError naming what is missing or damaged."""
+def _created(path: Path, dtype: type, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A new file to write into, mapped."""
+    if not shape[0]:  # nothing to map
+        write_file(path, b"")
+        return np.empty(shape, dtype=dtype)
+    return np.memmap(path, dtype, mode="w+", shape=shape)
+
+
+def open_lists(folder: Path) -> Lists:
+    """Map the lists of a run. Raises MapError naming what is missing or damaged."""
     record = _record(folder, LISTS_FILE)
     try:
-        return ShardLists(
+        lists = Lists(
             _mapped(folder, record, "codes.u8").reshape(record["rows"], record["code_bits"] // 8),
             _mapped(folder, record, "order.u32").view(np.uint32),
             _mapped(folder, record, "offsets.u32").view(np.uint32),
         )
     except (KeyError, TypeError, ValueError):
         raise MapError(f"{folder / LISTS_FILE} is damaged: {_ADVICE}") from None
+    # Compiled loops read where the offsets say, so they must not lead out of the file.
+    if (lists.offsets[1:] < lists.offsets[:-1]).any() or int(lists.offsets[-1]) != record["rows"]:
+        raise MapError(f"{folder / 'offsets.u32'} is damaged: {_ADVICE}")
+    return lists
 
 
 def is_finished(folder: Path) -> bool:
@@ -109,12 +140,11 @@ def verify(folder: Path) -> None:
 _ADVICE = "search with mode='exact', which does not need it, or remove its folder and run jobs/index.py again"
 
 
-def _save(folder: Path, name: str, files: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for file, values in files.items():
-        write_file(folder / file, np.ascontiguousarray(values).data)
-        found[file] = {"bytes": values.nbytes, "xxh3_128": checksum(folder / file)}
+def _save_record(folder: Path, name: str, files: Sequence[str], record: Mapping[str, Any]) -> None:
+    """Write down files that are complete."""
+    found = {
+        file: {"bytes": (folder / file).stat().st_size, "xxh3_128": checksum(folder / file)} for file in files
+    }
     storage.write_json(str(folder / name), {**record, "files": found})
 
 

@@ -1,10 +1,11 @@
 """Give a map inverted lists: learn a quantizer, order every shard by it, find out how many lists to probe.
 
-The three steps are separate so that a job can spread the second over machines; each is resumable, its files are named
+Lists run through neighbouring shards (`lists` says why). The three steps are separate so that a job can spread the
+second over machines; each is resumable, its files are named
 by what they were made from.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,10 @@ from placeray.retrieval.plan import IndexConfig
 from placeray.retrieval.quantizer import ROUNDS, SAMPLE_PER_LIST, default_lists, train
 from placeray.retrieval.queries import codes_in
 
+Run = dict[str, Any]
+
+# Photos of one run at most: its codes take 1 GB at 512 bits.
+ROWS_OF_RUN = 16_000_000
 # Below this, comparing every code is fast enough, and filters and answers stay exact.
 MIN_ROWS_FOR_LISTS = 5_000_000
 # A query made of a photo of the map differs from it in this share of bits, as photos of another year do.
@@ -66,35 +71,82 @@ def learn_quantizer(root: str, manifest: Manifest, num_lists: int) -> str:
     return path
 
 
-def build_lists(root: str, quantizer: str, shard: dict[str, Any]) -> str:
-    """Order one shard by the quantizer at `quantizer`, unless that is done; returns the folder, both relative."""
-    path = f"{quantizer}/{shard['shard_id']}"
-    folder = storage.local_path(storage.join(root, path))
+def plan_runs(manifest: Manifest, quantizer: str) -> list[Run]:
+    """The runs of shards that a map is to have lists of: those that it has, and large ones of all other shards."""
+    shards = [entry["shard"] for entry in manifest["shards"]]
+    known = {run["path"]: run["shards"] for run in manifest["index"].get("runs", [])}
+    kept = {
+        start: start + count
+        for count in set(known.values())
+        for start in range(len(shards) - count + 1)
+        if _run_path(quantizer, shards[start : start + count]) in known
+    }
+    runs, start = [], 0
+    while start < len(shards):
+        end, rows = start + 1, shards[start]["rows"]
+        while end < len(shards) and end not in kept and rows + shards[end]["rows"] <= ROWS_OF_RUN:
+            rows += shards[end]["rows"]
+            end += 1
+        end = kept.get(start, end)
+        runs.append(_run(manifest["shards"][start:end], quantizer))
+        start = end
+    return runs
+
+
+def _run(entries: Sequence[Mapping[str, Any]], quantizer: str) -> Run:
+    shards = [entry["shard"] for entry in entries]
+    path = _run_path(quantizer, shards)
+    return {
+        "name": path.rsplit("/", 1)[1],
+        "path": path,
+        "quantizer": quantizer,
+        "first_row": entries[0]["first_row"],
+        "rows": sum(shard["rows"] for shard in shards),
+        "code_bits": shards[0]["code_bits"],
+        "shards": [{"shard_id": shard["shard_id"], "rows": shard["rows"]} for shard in shards],
+    }
+
+
+def _run_path(quantizer: str, shards: Sequence[Mapping[str, Any]]) -> str:
+    return f"{quantizer}/{fingerprint([shard['shard_id'] for shard in shards])[:16]}"
+
+
+def build_lists(root: str, run: Run) -> None:
+    """Order the codes of a run of `plan_runs` by its quantizer, unless that is done."""
+    folder = storage.local_path(storage.join(root, run["path"]))
     if not is_finished(folder):
-        code_bytes = shard["code_bits"] // 8
-        source = shard_folder(root, shard["shard_id"]) / CODE_FILE
-        codes = MappedFile(source, shard["rows"] * code_bytes).bytes.reshape(-1, code_bytes)
-        save_lists(folder, codes, open_quantizer(storage.local_path(storage.join(root, quantizer))))
-    return path
+        code_bytes = run["code_bits"] // 8
+        codes = [
+            MappedFile(shard_folder(root, shard["shard_id"]) / CODE_FILE, shard["rows"] * code_bytes).bytes
+            for shard in run["shards"]
+        ]
+        quantizer = open_quantizer(storage.local_path(storage.join(root, run["quantizer"])))
+        save_lists(folder, [some.reshape(-1, code_bytes) for some in codes], quantizer)
 
 
-def with_lists(manifest: Manifest, quantizer: str, nprobe: int, calibration: dict[str, Any]) -> Manifest:
-    """The manifest of a map whose shards all have lists; `calibration` is Calibration.as_json and the `rows` it saw."""
-    folders = [f"{quantizer}/{entry['shard']['shard_id']}" for entry in manifest["shards"]]
+def with_lists(
+    manifest: Manifest, quantizer: str, runs: Sequence[Run], nprobe: int, calibration: dict[str, Any]
+) -> Manifest:
+    """The manifest of a map that has the lists of all its runs; `calibration` is Calibration.as_json and the `rows` it
+    saw.
+    """
     index = {
         "type": "ivf",
         "quantizer": quantizer,
         "nprobe": nprobe,
         "calibration": calibration,
-        "files": [quantizer, *folders],
+        "runs": [
+            {"path": run["path"], "first_row": run["first_row"], "shards": len(run["shards"])} for run in runs
+        ],
+        "files": [quantizer, *(run["path"] for run in runs)],
     }
     return {**manifest, "index": index}
 
 
-def calibrated(manifest: Manifest, quantizer: str, found: Calibration) -> Manifest:
+def calibrated(manifest: Manifest, quantizer: str, runs: Sequence[Run], found: Calibration) -> Manifest:
     """`with_lists` right after a calibration."""
     rows = manifest["counts"]["rows"] - manifest["counts"].get("removed", 0)
-    return with_lists(manifest, quantizer, found.nprobe, {**found.as_json(), "rows": rows})
+    return with_lists(manifest, quantizer, runs, found.nprobe, {**found.as_json(), "rows": rows})
 
 
 def calibrate(
@@ -112,7 +164,7 @@ def calibrate(
         found = place_map.search(asked.codes, None, top_k=size + 1).rows
         found = without_own(found, asked.own_rows, size)
         right, rule = right_answers(place_map, asked, found)
-        lists = InvertedLists(storage.local_path(storage.join(root, quantizer)), [], [])
+        lists = InvertedLists(storage.local_path(storage.join(root, quantizer)), [])
         ranks = np.concatenate(list(_list_ranks(place_map, asked.codes, found, lists)))
     return choose(
         lists_needed(ranks, right),

@@ -374,9 +374,8 @@ class PlaceMap:
         """Stage 1: (Q, size) keys."""
         if stage.lists is not None:
             nprobe = stage.nprobe or int(self.manifest["index"]["nprobe"])
-            allowed = [piece.allowed for piece in self._ranges]
             return stage.lists.search(
-                codes, stage.size, nprobe, allowed=allowed, pool=self._pool, num_threads=self.num_threads
+                codes, stage.size, nprobe, pool=self._pool, num_threads=self.num_threads
             )
         if stage.within is None or isinstance(stage.within, Filter):
             ranges = self._ranges if stage.within is None else self.select(stage.within)
@@ -444,9 +443,13 @@ class PlaceMap:
     def _open_lists(self, damaged: Damaged, verify: bool) -> InvertedLists | None:
         if self.manifest["index"]["type"] != "ivf":
             return None
-        quantizer, *shards = self._list_folders()
+        quantizer, *folders = self._list_folders()
         try:
-            lists = InvertedLists(quantizer, shards, self._first_rows)
+            runs = self.manifest["index"].get("runs")
+            if runs is None:
+                raise MapError(f"{self._where} has inverted lists of an earlier placeray: build it again")
+            first_rows = [run["first_row"] for run in runs]
+            lists = InvertedLists(quantizer, list(zip(folders, first_rows, strict=True)), self.live)
             if verify:
                 self._verify_lists()
         except MapError as error:
@@ -457,8 +460,7 @@ class PlaceMap:
         return lists
 
     def _list_folders(self) -> list[Path]:
-        quantizer = storage.local_path(self.root) / self.manifest["index"]["quantizer"]
-        return [quantizer, *(quantizer / shard.record["shard_id"] for shard in self._shards)]
+        return [storage.local_path(self.root) / path for path in self.manifest["index"]["files"]]
 
     def _verify_lists(self) -> None:
         for folder in self._list_folders():

@@ -42,7 +42,7 @@ class IndexConfig(Config):
     lists: int | None = Field(
         default=None,
         ge=0,
-        description="inverted lists, so that a search reads a part of the codes; 0 for none, null for 4 sqrt(photos) "
+        description="inverted lists, so that a search reads a part of the codes; 0 for none, null for 16 sqrt(photos) "
         "from 5 million photos on",
     )
     hit_rate: float = Field(

@@ -7,6 +7,7 @@ first-level cache, so the codes are read from memory once per batch. Measured ag
 
 import functools
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
@@ -16,7 +17,12 @@ from placeray.retrieval.codes import Bytes, as_words
 from placeray.retrieval.merge import NOBODY, Keys
 
 Mask = NDArray[np.bool_]
-_NO_MASK: Mask = np.zeros(0, dtype=np.bool_)
+# Codes (n, bits / 8) of neighbouring rows, contiguous; the global row of the first; which of them count (n,), None for
+# all.
+Piece = tuple[Bytes, int, Mask | None]
+# The codes (n, bits / 8) of inverted lists, their rows (n,), where lists begin (L + 1,), see `lists.Lists`; the first
+# global row.
+ListRun = tuple[Bytes, NDArray[np.uint32], NDArray[np.uint32], int]
 # Room to collect between two clean-ups: as large as the histogram of distances that each of them costs, and no larger,
 # as after each of them fewer candidates come in.
 _ROOM = 512
@@ -55,36 +61,32 @@ class Collector:
             np.full(len(queries), num_bits + 1, dtype=np.uint64),
         )
 
-    def scan(self, codes: Bytes, first_row: int, allowed: Mask | None = None) -> None:
-        """All codes (n, bits / 8), row by row: for few queries. `allowed` (n,) says which rows count."""
-        self._kernels.scan_rows(
-            as_words(codes), 0, self._words, self._size, np.uint64(first_row), _mask(allowed), self._state,
-            self._histogram,
-        )  # fmt: skip
+    def scan(self, pieces: Sequence[Piece]) -> None:
+        """All codes of pieces in row order, one after the other: for few queries."""
+        table = _addresses(pieces)
+        self._kernels.scan_rows(table, self._words, self._size, self._state, self._histogram)
 
-    def scan_blocks(self, codes: Bytes, first_row: int, allowed: Mask | None = None) -> None:
+    def scan_blocks(self, pieces: Sequence[Piece]) -> None:
         """The same, block by block: for many queries."""
-        codes = np.ascontiguousarray(codes)
-        self._kernels.scan_blocks(
-            codes, as_words(codes), self._words, self._split, self._kernels.NIBBLE_TABLE,
-            self._kernels.scratch(codes.shape[1]), self._size, np.uint64(first_row), _mask(allowed), self._state,
-            self._histogram,
-        )  # fmt: skip
+        block = self._kernels.scratch(self._queries.shape[1])
+        for piece, row in zip(pieces, _addresses(pieces), strict=True):
+            codes = piece[0]
+            self._kernels.scan_blocks(
+                codes, as_words(codes), self._words, self._split, self._kernels.NIBBLE_TABLE, block, self._size,
+                row[None], self._state, self._histogram,
+            )  # fmt: skip
 
-    def scan_lists(
-        self,
-        codes: Bytes,
-        order: NDArray[np.uint32],
-        offsets: NDArray[np.uint32],
-        probes: NDArray[np.int32],
-        first_row: int,
-        allowed: Mask | None = None,
-    ) -> None:
-        """Only the inverted lists `probes` (Q, P) of a shard; see `lists.ShardLists` for the other arrays."""
-        self._kernels.scan_lists(
-            as_words(codes), order, offsets, probes, self._words, self._size, np.uint64(first_row),
-            _mask(allowed), self._state, self._histogram,
-        )  # fmt: skip
+    def scan_lists(self, runs: Sequence[ListRun], live: Mask | None, probes: NDArray[np.int32]) -> None:
+        """Only the inverted lists `probes` (Q, P) of runs; `live` (N,) says which global rows count."""
+        mask = 0 if live is None else live.ctypes.data
+        table = np.array(
+            [
+                (codes.ctypes.data, order.ctypes.data, offsets.ctypes.data, first, mask and mask + first)
+                for codes, order, offsets, first in runs
+            ],
+            dtype=np.int64,
+        ).reshape(-1, 5)
+        self._kernels.scan_lists(table, probes, self._words, self._size, self._state, self._histogram)
 
     def keys(self) -> Keys:
         """(Q, size) keys of `merge`, ascending, padded with NOBODY."""
@@ -161,8 +163,16 @@ def _padded(centroids: Bytes, block: int) -> Bytes:
     return np.ascontiguousarray(np.pad(centroids, ((0, missing), (0, 0)), mode="edge"))
 
 
-def _mask(allowed: Mask | None) -> Mask:
-    return _NO_MASK if allowed is None else allowed
+def _addresses(pieces: Sequence[Piece]) -> NDArray[np.int64]:
+    """What `kernels.scan_rows` wants of pieces, which have to outlive it."""
+    assert all(codes.flags.c_contiguous for codes, _, _ in pieces), (
+        "only whole rows can be read where they lie"
+    )
+    rows = [
+        (codes.ctypes.data, len(codes), first_row, 0 if allowed is None else allowed.ctypes.data)
+        for codes, first_row, allowed in pieces
+    ]
+    return np.array(rows, dtype=np.int64).reshape(-1, 4)
 
 
 @functools.cache

@@ -29,7 +29,7 @@ from placeray.retrieval.manifest import (
     read_map_manifest,
     versions,
 )
-from placeray.retrieval.map_lists import build_lists, calibrate, calibrated, with_lists
+from placeray.retrieval.map_lists import build_lists, calibrate, calibrated, plan_runs, with_lists
 from placeray.retrieval.merge import check_num_rows
 from placeray.retrieval.plan import IndexConfig, plan_map
 from placeray.retrieval.tombstones import live_mask, write_tombstones
@@ -149,15 +149,16 @@ def refresh_index(root: str, manifest: Manifest) -> Manifest:
     index = manifest["index"]
     if index["type"] != "ivf":
         return manifest
-    for entry in manifest["shards"]:
-        build_lists(root, index["quantizer"], entry["shard"])
-    covered = with_lists(manifest, index["quantizer"], index["nprobe"], index["calibration"])
+    runs = plan_runs(manifest, index["quantizer"])
+    for run in runs:
+        build_lists(root, run)
+    covered = with_lists(manifest, index["quantizer"], runs, index["nprobe"], index["calibration"])
     rows = manifest["counts"]["rows"] - manifest["counts"].get("removed", 0)
     if abs(rows - index["calibration"]["rows"]) <= _MAY_CHANGE * index["calibration"]["rows"]:
         return covered
     config = IndexConfig(**manifest["config"])
     found = calibrate(root, manifest, index["quantizer"], config)
-    return calibrated(manifest, index["quantizer"], found)
+    return calibrated(manifest, index["quantizer"], runs, found)
 
 
 def with_entries(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from placeray.errors import MapError
 from placeray.retrieval.filters import Circle, Filter
 from placeray.retrieval.manifest import publish, read_map_manifest
-from placeray.retrieval.map_lists import build_lists, calibrate, calibrated, learn_quantizer
+from placeray.retrieval.map_lists import build_lists, calibrate, calibrated, learn_quantizer, plan_runs
 from placeray.retrieval.place_map import PlaceMap
 from placeray.retrieval.plan import IndexConfig
 from placeray.retrieval.row_ranges import RowRanges
@@ -51,10 +51,11 @@ class Town:
         root = self.map_of(np.arange(COUNT))
         manifest = read_map_manifest(root)
         quantizer = learn_quantizer(root, manifest, LISTS)
-        for entry in manifest["shards"]:
-            build_lists(root, quantizer, entry["shard"])
+        runs = plan_runs(manifest, quantizer)
+        for run in runs:
+            build_lists(root, run)
         found = calibrate(root, manifest, quantizer, IndexConfig(lists=LISTS), num_threads=1)
-        publish(root, calibrated(manifest, quantizer, found))
+        publish(root, calibrated(manifest, quantizer, runs, found))
         return root
 
     def answers(self, place_map: PlaceMap, *, ivf: bool = False) -> list[Any]:

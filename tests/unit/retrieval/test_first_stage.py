@@ -83,8 +83,9 @@ def test_all_ways_agree_on_many_blocks(draw_random: Make, words: int, masked: bo
     expected = search_slowly(codes, queries, 33, allowed)
     for way in ("scan", "scan_blocks"):
         collector = popcount_scan.Collector(queries, 33)
-        for some in (slice(0, 450), slice(450, 1000)):
-            getattr(collector, way)(codes[some], some.start, None if allowed is None else allowed[some])
+        halves = (slice(0, 450), slice(450, 1000))
+        masks = [None if allowed is None else allowed[some] for some in halves]
+        getattr(collector, way)([(codes[h], h.start, mask) for h, mask in zip(halves, masks, strict=True)])
         assert answers_of(collector.keys()) == expected, way
 
 
@@ -132,7 +133,7 @@ def test_the_compiled_scan_cleans_up_among_ties() -> None:
     distance = hamming(queries, codes)[0]
     expected = np.lexsort((np.arange(30_000), distance))[:77]
     collector = popcount_scan.Collector(queries, 77)
-    collector.scan_blocks(codes, first_row=5)
+    collector.scan_blocks([(codes, 5, None)])
     found = collector.keys()
     np.testing.assert_array_equal(rows_of(found)[1], expected + 5)
     np.testing.assert_array_equal(distances_of(found)[1], distance[expected])

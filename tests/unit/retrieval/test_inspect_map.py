@@ -11,7 +11,7 @@ from placeray.errors import MapError
 from placeray.retrieval.inspect_console import closing_line, print_map
 from placeray.retrieval.inspect_map import facts_of, verify
 from placeray.retrieval.manifest import publish, read_map_manifest
-from placeray.retrieval.map_lists import build_lists, calibrate, calibrated, learn_quantizer
+from placeray.retrieval.map_lists import build_lists, calibrate, calibrated, learn_quantizer, plan_runs
 from placeray.retrieval.place_map import PlaceMap
 from placeray.retrieval.plan import IndexConfig
 from placeray.retrieval.self_check import CheckConfig, check_map
@@ -44,10 +44,11 @@ def add_lists(root: str, num_lists: int) -> None:
     """A new version of a map with inverted lists."""
     manifest = read_map_manifest(root)
     quantizer = learn_quantizer(root, manifest, num_lists)
-    for entry in manifest["shards"]:
-        build_lists(root, quantizer, entry["shard"])
+    runs = plan_runs(manifest, quantizer)
+    for run in runs:
+        build_lists(root, run)
     found = calibrate(root, manifest, quantizer, IndexConfig(calibration_queries=100), num_threads=1)
-    publish(root, calibrated(manifest, quantizer, found))
+    publish(root, calibrated(manifest, quantizer, runs, found))
 
 
 def test_facts_of_a_flat_map(flat):

@@ -1,6 +1,7 @@
 """Inverted lists: every photo is in one list, a search of some lists equals a slow one, calibration keeps its word."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from placeray.errors import MapError
-from placeray.retrieval import inverted, popcount_scan
+from placeray.retrieval import inverted, map_lists, popcount_scan
 from placeray.retrieval.calibration import choose, lists_needed
 from placeray.retrieval.codes import hamming
 from placeray.retrieval.compact import compact
@@ -19,6 +20,7 @@ from placeray.retrieval.map_lists import (
     calibrate,
     calibrated,
     learn_quantizer,
+    plan_runs,
     queries_of_descriptors,
     wanted_lists,
 )
@@ -41,11 +43,12 @@ def give_lists(root: str, config: IndexConfig, queries: str | None = None) -> di
     """What the index job does after the last shard, without Ray."""
     manifest = read_map_manifest(root)
     quantizer = learn_quantizer(root, manifest, wanted_lists(config, manifest))
-    for entry in manifest["shards"]:
-        build_lists(root, quantizer, entry["shard"])
+    runs = plan_runs(manifest, quantizer)
+    for run in runs:
+        build_lists(root, run)
     asked = None if queries is None else queries_of_descriptors(queries, manifest)
     found = calibrate(root, manifest, quantizer, config, asked, num_threads=2)
-    return publish(root, calibrated(manifest, quantizer, found))
+    return publish(root, calibrated(manifest, quantizer, runs, found))
 
 
 def test_training_is_deterministic_and_fills_every_list() -> None:
@@ -81,6 +84,9 @@ def test_a_search_of_some_lists_equals_the_twin(
         monkeypatch.setattr(popcount_scan, "available", lambda: False)
     monkeypatch.setattr(popcount_scan, "_ROOM", 8)  # so that candidates are cut down again and again
     monkeypatch.setattr(inverted, "_NEAREST_FIRST", 3)
+    monkeypatch.setattr(
+        map_lists, "ROWS_OF_RUN", 200
+    )  # the shards of 134 rows are three runs, those of 24 three, too
     seen = []
     for rows_per_shard in (400, 134, 24):
         root = make_map(make_descriptors(codes), rows_per_shard=rows_per_shard)
@@ -138,8 +144,14 @@ def test_the_build_resumes_and_damage_is_named(make_descriptors: Make, make_map:
     written = (folder / "codes.u8").stat().st_mtime_ns
     assert give_lists(root, IndexConfig(lists=20))["index"] == first["index"]
     assert (folder / "codes.u8").stat().st_mtime_ns == written  # nothing is done twice
-    shard = open_lists(folder)
-    assert sorted(shard.order.tolist()) == list(range(100))
+    lists = open_lists(folder)
+    assert sorted(lists.order.tolist()) == list(range(300))
+    with PlaceMap.open(root) as place_map:
+        of_row = place_map._lists.quantizer.assign(codes)  # type: ignore[union-attr]
+    for number, (start, end) in enumerate(pairwise(lists.offsets.tolist())):
+        rows = lists.order[start:end]
+        assert rows.tolist() == np.flatnonzero(of_row == number).tolist()  # ascending in each list
+        assert (lists.codes[start:end] == codes[rows]).all()
     damaged = bytearray((folder / "order.u32").read_bytes())
     damaged[0] ^= 1
     (folder / "order.u32").write_bytes(bytes(damaged))
@@ -167,7 +179,8 @@ def test_updates_keep_the_lists_complete(make_descriptors: Make, make_map: Make)
     first = give_lists(root, IndexConfig(lists=25))
     added = run_update(root, UpdateConfig(remove=tuple(names[10:40])), some(slice(300, 400)))
     assert added["index"]["quantizer"] == first["index"]["quantizer"]
-    assert len(added["index"]["files"]) == 1 + added["counts"]["shards"]
+    assert added["index"]["runs"][0] == first["index"]["runs"][0]  # nothing old is written again
+    assert [run["first_row"] for run in added["index"]["runs"]] == [0, 300]
     assert added["index"]["calibration"]["rows"] == 370  # measured again: 300 photos have become 370
     few = run_update(root, UpdateConfig(remove=tuple(names[40:45])))
     assert few["index"] == added["index"]
