@@ -11,7 +11,7 @@ import numpy as np
 from placeray.geo import EARTH_RADIUS_M
 from placeray.retrieval.cells import LEVEL, quadrants
 from placeray.retrieval.filters import EDGE, INSIDE, OUTSIDE
-from placeray.retrieval.intrinsics import compiled
+from placeray.retrieval.intrinsics import compiled, read_u8
 
 _DEGREE = math.pi / 180
 # Degrees that rounding may put a photo outside of its cell.
@@ -134,6 +134,50 @@ def mark(
             if abs(beyond) <= slack:
                 beyond = sphere_m(plane, lat[row], lon[row]) - plane.radius_m
             allowed[row - before[run]] = beyond <= 0
+
+
+@compiled
+def pieces_inside(
+    plane: Any, lat: Any, lon: Any, cells: Any, first: Any, end: Any, sure: Any, codes: int, stride: int,
+    first_row: int, live: int,
+) -> Any:  # fmt: skip
+    """What `kernels.scan_rows` scans for a circle in one shard: a table (P, 4) int64 of pieces, and the bytes (m,) that
+    say which photos of cells on its edge lie inside, which have to outlive it.
+
+    Args:
+        lat, lon, cells: of the rows (n,) of the shard that have a position.
+        first, end, sure: see `cover`.
+        codes: address of the codes of the shard, `stride` bytes each; `first_row` is its first global row.
+        live: address of a byte for each row of the shard that says whether it can be returned, 0 where all can.
+    """
+    starts, ends, which = np.empty((3, len(first)), dtype=np.int64)
+    count = locate(cells, first, end, starts, ends, which)
+    on_edge = 0
+    for run in range(count):
+        on_edge += 0 if sure[which[run]] else ends[run] - starts[run]
+    inside = np.empty(on_edge, dtype=np.uint8)
+    pieces = np.empty((count, 4), dtype=np.int64)
+    slack = plane.error * plane.radius_m
+    filled = checked = 0
+    for run in range(count):
+        start, rows = starts[run], ends[run] - starts[run]
+        pieces[filled, 0], pieces[filled, 1], pieces[filled, 2] = (
+            codes + start * stride,
+            rows,
+            first_row + start,
+        )
+        pieces[filled, 3] = live + start if live else 0
+        filled += 1
+        if sure[which[run]]:
+            continue
+        pieces[filled - 1, 3] = inside.ctypes.data + checked
+        for row in range(start, start + rows):
+            beyond = distance_m(plane, lat[row], lon[row]) - plane.radius_m
+            if abs(beyond) <= slack:
+                beyond = sphere_m(plane, lat[row], lon[row]) - plane.radius_m
+            inside[checked] = beyond <= 0 and (not live or read_u8(live + row) != 0)
+            checked += 1
+    return pieces[:filled], inside
 
 
 @compiled

@@ -200,6 +200,12 @@ class Filter(Config):
             value is None for value in (self.area, self.heading_deg, self.captured_from, self.captured_to)
         )
 
+    @property
+    def is_small_circle(self) -> bool:
+        """Whether it asks for a circle that a plane is good enough for, and for nothing else."""
+        alone = self.heading_deg is None and self.captured_from is None and self.captured_to is None
+        return alone and isinstance(self.area, Circle) and self.area.is_small
+
 
 class Positions:
     """The columns of a shard's rows.arrow that filters read, as arrays over the same memory."""
@@ -301,8 +307,8 @@ def _allowed(
     """Which rows of runs lie in the area (count,): row r of run i stands at r - before[i]."""
     allowed = np.zeros(count, dtype=np.bool_)
     loops = _circle_loops(area)
-    if loops is not None:
-        loops.mark(_plane(area), photos.lat, photos.lon, starts, ends, sure, before, allowed)
+    if loops is not None and isinstance(area, Circle):
+        loops.mark(plane_of(area), photos.lat, photos.lon, starts, ends, sure, before, allowed)
         return allowed
     for start, end in zip((starts - before)[sure].tolist(), (ends - before)[sure].tolist(), strict=True):
         allowed[start:end] = True
@@ -326,7 +332,8 @@ def _circle_loops(area: Circle | Box | Polygon) -> ModuleType | None:
     return _loops() if isinstance(area, Circle) and area.is_small else None
 
 
-def _plane(circle: Any) -> Any:
+def plane_of(circle: Circle) -> Any:
+    """The circle as the compiled loops want it."""
     from placeray.retrieval.area_kernels import Plane
 
     here = np.radians(circle.lat)
@@ -350,7 +357,7 @@ def cover_area(area: Circle | Box | Polygon) -> Cover:
     shift = (widest // _CELLS_A_SIDE).bit_length()
     loops = _circle_loops(area)
     if loops is not None and len(boxes) == 1:
-        return _cover_circle(area, loops, boxes[0], max(shift - _REFINEMENTS, 0))
+        return _cover_circle(area, loops, boxes[0], max(shift - 3, 0))
     finest = max(shift - _REFINEMENTS, 0)
     x, y = _grid(boxes, shift)
     corners, shifts, kinds = [], [], []
@@ -373,10 +380,10 @@ def cover_area(area: Circle | Box | Polygon) -> Cover:
 def _cover_circle(circle: Any, loops: ModuleType, box: tuple[int, ...], finest: int) -> Cover:
     west, south, east, north = box
     bounds = np.array([west, east, south, north])
-    room = 256
+    room = 1024
     while True:
         found = Cover(np.empty(room, np.uint64), np.empty(room, np.uint64), np.empty(room, np.bool_))
-        count = loops.cover(_plane(circle), bounds, finest, *found)
+        count = loops.cover(plane_of(circle), bounds, finest, *found)
         if count <= room:
             return Cover(found.first[:count], found.end[:count], found.sure[:count])
         room = count

@@ -82,6 +82,30 @@ def search_codes(
     return np.concatenate(results)
 
 
+def is_for_pieces(num_queries: int, total_rows: int) -> bool:
+    """Whether a search of a part of a map is one for `search_pieces`."""
+    few = num_queries < MIN_BATCH_FOR_BLOCKS and total_rows >= MIN_ROWS_FOR_NUMBA
+    return few and popcount_scan.available()
+
+
+def search_pieces(
+    pieces: NDArray[np.int64], queries: Bytes, size: int, *, pool: ThreadPoolExecutor, num_threads: int
+) -> Keys:
+    """The same for a few queries and many short pieces, a table (P, 4) as `kernels.scan_rows` wants it; needs numba."""
+
+    def scan(some: NDArray[np.int64]) -> Keys:
+        collector = popcount_scan.Collector(queries, size)
+        collector.scan_table(some)
+        return collector.keys()
+
+    rows = np.cumsum(pieces[:, 1])
+    num_shares = min(num_threads, -(-int(rows[-1]) // MIN_ROWS_PER_THREAD)) if len(rows) else 1
+    if num_shares == 1:
+        return scan(pieces)
+    edges = np.searchsorted(rows, rows[-1] * np.arange(1, num_shares) // num_shares)
+    return best(list(pool.map(scan, np.split(pieces, edges))), size)
+
+
 def _scan_all(
     scan: Scan, shares: list[list[CodeRange]], queries: Bytes, size: int, pool: ThreadPoolExecutor
 ) -> list[Keys]:

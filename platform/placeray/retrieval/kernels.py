@@ -27,6 +27,8 @@ from placeray.retrieval.merge import NOBODY
 WORDS_AT_ONCE = 64  # of a word-major block: its sums stay in registers
 # Fetched before they are needed: a memory access takes as long as comparing some 30 codes.
 ROWS_AHEAD = 48
+# Of a piece that every query meets before the next ones are read: 64 KB at 512 bits, which stay in the cache.
+ROWS_AT_ONCE = 1024
 # Up to so many queries meet centroids one by one: splitting a block takes as long as comparing it with three queries.
 _FEW = 3
 # The differing bits of two nibbles; row q is the register that is looked up for a nibble q of a query.
@@ -101,19 +103,40 @@ def scan_rows(pieces: Any, queries: Any, size: int, state: Any, histogram: Any) 
     `pieces` (P, 4) int64, in row order: address of the codes, how many they are, the global row of the first, and the
     address of a byte for each that says whether it counts, 0 where all do.
     """
-    to_beat, stride = state[2], 8 * queries.shape[1]
+    candidates, counts, to_beat = state
+    stride = 8 * queries.shape[1]
+    fetch_head(pieces, 0, stride)
     for p in range(len(pieces)):
         codes, count, first_row, allowed = pieces[p, 0], pieces[p, 1], pieces[p, 2], pieces[p, 3]
-        for i in range(count):
-            # The processor fetches what follows by itself, but stops at every page.
-            if not allowed or read_u8(allowed + min(i + ROWS_AHEAD, count - 1)):
-                fetch(codes + (i + ROWS_AHEAD) * stride)
-            if allowed and not read_u8(allowed + i):
-                continue
+        fetch_head(pieces, p + 1, stride)
+        for start in range(0, count, ROWS_AT_ONCE):
             for q in range(len(queries)):
-                distance = differing(codes + i * stride, queries, q)
-                if distance < to_beat[q]:
-                    push(state, q, (distance << np.uint64(32)) | np.uint64(first_row + i), size, histogram)
+                # In variables of their own: for all the compiler knows, storing a candidate changes what arrays hold.
+                kept, filled, limit = candidates[q], counts[q], to_beat[q]
+                for i in range(start, min(start + ROWS_AT_ONCE, count)):
+                    # The processor fetches what follows by itself, but stops at every page.
+                    ahead = i + ROWS_AHEAD
+                    if ahead < count and (not allowed or read_u8(allowed + ahead)):
+                        fetch(codes + ahead * stride)
+                    if allowed and not read_u8(allowed + i):
+                        continue
+                    distance = differing(codes + i * stride, queries, q)
+                    if distance < limit:
+                        kept[filled] = (distance << np.uint64(32)) | np.uint64(first_row + i)
+                        filled += 1
+                        if filled == len(kept):
+                            limit = keep_best(kept, filled, size, histogram)
+                            filled = size
+                counts[q], to_beat[q] = filled, limit
+
+
+@compiled
+def fetch_head(pieces: Any, p: int, stride: int) -> None:
+    """Fetch the first codes of a piece, if there is one: pieces may be short, and each is a jump in memory."""
+    if p < len(pieces):
+        for i in range(min(pieces[p, 1], ROWS_AHEAD)):
+            if not pieces[p, 3] or read_u8(pieces[p, 3] + i):
+                fetch(pieces[p, 0] + i * stride)
 
 
 @compiled
@@ -245,12 +268,13 @@ def scan_lists(runs: Any, probes: Any, queries: Any, size: int, state: Any, hist
         # A second reader runs ROWS_AHEAD codes before the first and only fetches.
         ahead, fetched, until = 0, starts[0], ends[0]
         lead = ROWS_AHEAD
+        kept, count, limit = candidates[q], counts[q], to_beat[q]
         for r in range(len(runs)):
             codes, order, first_row, allowed = runs[r, 0], runs[r, 1], runs[r, 3], runs[r, 4]
-            named = counts[q]
+            named = count
             for s in range(edges[r], edges[r + 1]):
-                code = starts[s]
-                while code < ends[s]:
+                code, end = starts[s], ends[s]
+                while code < end:
                     for _ in range(lead):
                         fetch(fetched)
                         fetched += stride
@@ -259,21 +283,20 @@ def scan_lists(runs: Any, probes: Any, queries: Any, size: int, state: Any, hist
                             fetched, until = starts[ahead], ends[ahead]
                     lead = 1
                     distance = differing(code, queries, q)
-                    if distance < to_beat[q]:
+                    if distance < limit:
                         position = (code - codes) // stride
                         if not allowed or read_u8(allowed + read_u32(order + 4 * position)):
                             fetch(order + 4 * position)
-                            candidates[q, counts[q]] = (distance << np.uint64(32)) | np.uint64(position)
-                            counts[q] += 1
-                            if counts[q] == candidates.shape[1]:
-                                name_rows(candidates[q], named, counts[q], order, first_row)
+                            kept[count] = (distance << np.uint64(32)) | np.uint64(position)
+                            count += 1
+                            if count == len(kept):
+                                name_rows(kept, named, count, order, first_row)
                                 # Rows come in no order, so one at the same distance may still be lower.
-                                to_beat[q] = keep_best(candidates[q], counts[q], size, histogram) + np.uint64(
-                                    1
-                                )
-                                counts[q] = named = size
+                                limit = keep_best(kept, count, size, histogram) + np.uint64(1)
+                                count = named = size
                     code += stride
-            name_rows(candidates[q], named, counts[q], order, first_row)
+            name_rows(kept, named, count, order, first_row)
+        counts[q], to_beat[q] = count, limit
 
 
 @compiled

@@ -23,13 +23,21 @@ from placeray.retrieval.cells import NO_POSITION
 from placeray.retrieval.codes import Bytes, hamming
 from placeray.retrieval.damage import Damaged, joined_masks, open_shards
 from placeray.retrieval.exhaustive import search_exhaustive
-from placeray.retrieval.filters import Filter, cover_area, select
-from placeray.retrieval.first_stage import CodeRange, Engine, make_pool, search_codes
+from placeray.retrieval.filters import Circle, Filter, cover_area, select
+from placeray.retrieval.first_stage import (
+    CodeRange,
+    Engine,
+    is_for_pieces,
+    make_pool,
+    search_codes,
+    search_pieces,
+)
 from placeray.retrieval.float_store import FloatStores
 from placeray.retrieval.inverted import InvertedLists
 from placeray.retrieval.lists import verify as verify_lists
 from placeray.retrieval.manifest import Manifest, current_version, read_map_manifest
 from placeray.retrieval.merge import Keys, distances_of, rows_of
+from placeray.retrieval.near import pieces_near
 from placeray.retrieval.queries import checked_queries
 from placeray.retrieval.rerank import rerank
 from placeray.retrieval.row_ranges import RowRanges
@@ -377,13 +385,19 @@ class PlaceMap:
             return stage.lists.search(
                 codes, stage.size, nprobe, pool=self._pool, num_threads=self.num_threads
             )
-        if stage.within is None or isinstance(stage.within, Filter):
-            ranges = self._ranges if stage.within is None else self.select(stage.within)
-            return self._scan(ranges, codes, stage)
+        if stage.within is None:
+            return self._scan(self._ranges, codes, stage)
         keys = np.empty((len(codes), stage.size), dtype=np.uint64)
         for wanted, queries in _alike(stage.within, len(codes)):
-            keys[queries] = self._scan(self.select(wanted), codes[queries], stage)
+            keys[queries] = self._scan_filtered(wanted, codes[queries], stage)
         return keys
+
+    def _scan_filtered(self, wanted: Filter, codes: Bytes, stage: "_Stage") -> Keys:
+        if not (wanted.is_small_circle and stage.engine == "auto" and is_for_pieces(len(codes), len(self))):
+            return self._scan(self.select(wanted), codes, stage)
+        assert isinstance(wanted.area, Circle)
+        found = pieces_near(wanted.area, self._shards, self._first_rows, self._cells, self.live)
+        return search_pieces(found.table, codes, stage.size, pool=self._pool, num_threads=self.num_threads)
 
     def _scan(self, ranges: Sequence[CodeRange], codes: Bytes, stage: "_Stage") -> Keys:
         return search_codes(

@@ -63,8 +63,11 @@ class Collector:
 
     def scan(self, pieces: Sequence[Piece]) -> None:
         """All codes of pieces in row order, one after the other: for few queries."""
-        table = _addresses(pieces)
-        self._kernels.scan_rows(table, self._words, self._size, self._state, self._histogram)
+        self.scan_table(_addresses(pieces))
+
+    def scan_table(self, pieces: NDArray[np.int64]) -> None:
+        """The same for a table (P, 4) as `kernels.scan_rows` wants it."""
+        self._kernels.scan_rows(pieces, self._words, self._size, self._state, self._histogram)
 
     def scan_blocks(self, pieces: Sequence[Piece]) -> None:
         """The same, block by block: for many queries."""
