@@ -124,16 +124,26 @@ def mark(
     plane: Any, lat: Any, lon: Any, starts: Any, ends: Any, sure: Any, before: Any, allowed: Any
 ) -> None:
     """Set allowed[row - before[run]] for rows of each run that lie inside, all of them where a run is `sure`."""
-    slack = plane.error * plane.radius_m
     for run in range(len(starts)):
         if sure[run]:
             allowed[starts[run] - before[run] : ends[run] - before[run]] = True
-            continue
-        for row in range(starts[run], ends[run]):
-            beyond = distance_m(plane, lat[row], lon[row]) - plane.radius_m
-            if abs(beyond) <= slack:
-                beyond = sphere_m(plane, lat[row], lon[row]) - plane.radius_m
-            allowed[row - before[run]] = beyond <= 0
+        else:
+            mark_run(plane, lat, lon, starts[run], ends[run], allowed, starts[run] - before[run])
+
+
+@compiled
+def mark_run(plane: Any, lat: Any, lon: Any, start: int, end: int, inside: Any, at: int) -> None:
+    """Say of each row of a run whether it lies inside, into `inside` from `at` on."""
+    slack, unsure = plane.error * plane.radius_m, 0
+    for row in range(start, end):
+        beyond = distance_m(plane, lat[row], lon[row]) - plane.radius_m
+        inside[at + row - start] = beyond <= 0
+        unsure += abs(beyond) <= slack
+    # In a loop of its own, so that the one before has no branch and becomes vector instructions.
+    if unsure:
+        for row in range(start, end):
+            if abs(distance_m(plane, lat[row], lon[row]) - plane.radius_m) <= slack:
+                inside[at + row - start] = sphere_m(plane, lat[row], lon[row]) <= plane.radius_m
 
 
 @compiled
@@ -157,7 +167,6 @@ def pieces_inside(
         on_edge += 0 if sure[which[run]] else ends[run] - starts[run]
     inside = np.empty(on_edge, dtype=np.uint8)
     pieces = np.empty((count, 4), dtype=np.int64)
-    slack = plane.error * plane.radius_m
     filled = checked = 0
     for run in range(count):
         start, rows = starts[run], ends[run] - starts[run]
@@ -171,12 +180,11 @@ def pieces_inside(
         if sure[which[run]]:
             continue
         pieces[filled - 1, 3] = inside.ctypes.data + checked
-        for row in range(start, start + rows):
-            beyond = distance_m(plane, lat[row], lon[row]) - plane.radius_m
-            if abs(beyond) <= slack:
-                beyond = sphere_m(plane, lat[row], lon[row]) - plane.radius_m
-            inside[checked] = beyond <= 0 and (not live or read_u8(live + row) != 0)
-            checked += 1
+        mark_run(plane, lat, lon, start, start + rows, inside, checked)
+        if live:
+            for row in range(rows):
+                inside[checked + row] &= read_u8(live + start + row) != 0
+        checked += rows
     return pieces[:filled], inside
 
 

@@ -24,7 +24,7 @@ from placeray.retrieval.manifest import Manifest, fingerprint
 from placeray.retrieval.mapped import MappedFile
 from placeray.retrieval.place_map import PlaceMap, default_shortlist
 from placeray.retrieval.plan import IndexConfig
-from placeray.retrieval.quantizer import ROUNDS, SAMPLE_PER_LIST, default_lists, train
+from placeray.retrieval.quantizer import CLUSTERS_TRIED, ROUNDS, SAMPLE_PER_LIST, default_lists, train
 from placeray.retrieval.queries import codes_in
 
 Run = dict[str, Any]
@@ -62,7 +62,7 @@ def wanted_lists(config: IndexConfig, manifest: Manifest) -> int:
 def learn_quantizer(root: str, manifest: Manifest, num_lists: int) -> str:
     """Learn the quantizer of a map unless it is there; returns its folder relative to the map."""
     keys = [entry["shard"]["key"] for entry in manifest["shards"]]
-    path = f"ivf/{fingerprint([keys, num_lists, ROUNDS, SAMPLE_PER_LIST])[:16]}"
+    path = f"ivf/{fingerprint([keys, num_lists, ROUNDS, SAMPLE_PER_LIST, CLUSTERS_TRIED])[:16]}"
     folder = storage.local_path(storage.join(root, path))
     if not is_finished(folder):
         with PlaceMap(root, {**manifest, "index": {"type": "flat"}}, num_threads=1) as place_map:

