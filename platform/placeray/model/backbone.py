@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from placeray.config import Config
 from placeray.errors import ConfigError
 from placeray.model.dinov2 import to_backbone_weights
+from placeray.model.frozen_block import frozen_runner
 from placeray.model.positions import PositionCache, Resampling
 from placeray.model.weights import read_weights
 
@@ -143,11 +144,12 @@ class Backbone(nn.Module):
             stream is held at a time.
         """
         tokens = self._embed(images)
+        run = frozen_runner(self.vit.blocks, tokens)
         for block in self.vit.blocks[: self.first_adapted_block]:
-            tokens = block(tokens)
+            tokens = run(block, tokens)
         yield tokens
         for block in self.vit.blocks[self.first_adapted_block :]:
-            tokens = block(tokens)
+            tokens = run(block, tokens)
             yield tokens
 
     def norm(self, tokens: Tensor) -> Tensor:

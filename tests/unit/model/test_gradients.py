@@ -1,8 +1,12 @@
 """Gradients reach exactly the tensors a recipe names, and the backbone keeps nothing for backward."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from placeray.model.recipes import RECIPES, prepare
 from placeray.model.selavpr import SelaVPR
@@ -59,15 +63,40 @@ def saved_bytes(model: SelaVPR, images: Tensor, recipe: str) -> tuple[int, set[i
     return sum(kept.values()), set(kept)
 
 
+class Recorder(TorchDispatchMode):
+    """Holds every tensor that torch computes while a generator works."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.computed: list[Tensor] = []
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        results = func(*args, **(kwargs or {}))
+        several = results if isinstance(results, (tuple, list)) else (results,)
+        self.computed += [result for result in several if isinstance(result, Tensor)]
+        return results
+
+    def recorded(self, values: Iterator[Tensor]) -> Iterator[Tensor]:
+        """The same values, recorded while they are computed, but not while they are used."""
+        while True:
+            with self:
+                value = next(values, None)
+            if value is None:
+                return
+            yield value
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_nothing_that_the_backbone_computes_is_saved(recipe, make_model, images) -> None:
     model = make_model(bits=16).train()
     prepare(model, recipe)
-    computed: list[Tensor] = []
-    for module in model.backbone.vit.blocks.modules():
-        module.register_forward_hook(lambda module, inputs, output: computed.append(output))
+    # A module's outputs alone would miss what a block computes without calling one.
+    recorder, streams = Recorder(), model.backbone.streams
+    model.backbone.streams = lambda images: recorder.recorded(streams(images))
     _, kept = saved_bytes(model, images, recipe)
-    storages = {value.untyped_storage().data_ptr() for value in computed}
+    storages = {value.untyped_storage().data_ptr() for value in recorder.computed}
     assert len(storages) > 20
     assert not kept & storages
 

@@ -1,0 +1,146 @@
+"""A frozen block gives what timm's own forward gives, and leaves the blocks that it does not know to timm."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.layers import GluMlp, LayerNorm
+from timm.models.vision_transformer import Block, ResPostBlock
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from placeray.model.frozen_block import frozen_runner
+
+PLAIN = {"num_heads": 2, "qkv_bias": True, "init_values": 0.5}
+
+
+def frozen(block: nn.Module) -> nn.Module:
+    """In eval mode, with a value of its own for every weight."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in block.parameters():
+            weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+    return block.eval().requires_grad_(False)
+
+
+def runs_timms_forward(block: nn.Module, tokens: Tensor) -> bool:
+    """Whether the block itself is called."""
+    calls: list[object] = []
+    block.register_forward_hook(lambda *_: calls.append(None))
+    frozen_runner([block], tokens)(block, tokens)
+    return bool(calls)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 40)),
+    heads=st.integers(1, 3),
+    head_width=st.sampled_from([8, 20, 64]),
+    mlp_ratio=st.sampled_from([0.5, 2.0, 4.0]),
+    init_values=st.sampled_from([None, 1e-5]),
+)
+def test_it_gives_what_timm_gives(
+    shape: tuple[int, int], heads: int, head_width: int, mlp_ratio: float, init_values: float | None
+) -> None:
+    width = heads * head_width
+    blocks = [
+        frozen(Block(width, heads, ratio, qkv_bias=True, init_values=init_values)) for ratio in (mlp_ratio, 1)
+    ]
+    tokens = torch.randn(*shape, width, generator=torch.Generator().manual_seed(0))
+    given_tokens = tokens.clone()
+    run = frozen_runner(blocks, tokens)
+    first = run(blocks[0], tokens)
+    second = run(blocks[1], first)
+    expected = blocks[0](tokens)
+    # The products are timm's to the bit; a sum and a scale in one pass may round once instead of twice.
+    close = partial(torch.testing.assert_close, rtol=1e-6, atol=2e-6)
+    close(first, expected)
+    close(second, blocks[1](first))
+    assert torch.equal(tokens, given_tokens)
+
+
+def test_a_photo_is_described_the_same_alone_and_among_others() -> None:
+    block = frozen(Block(64, **PLAIN))
+    tokens = torch.randn(8, 17, 64, generator=torch.Generator().manual_seed(0))
+    together = frozen_runner([block], tokens)(block, tokens)
+    alone = torch.cat([frozen_runner([block], photo)(block, photo) for photo in tokens.split(1)])
+    torch.testing.assert_close(alone, together, rtol=1e-6, atol=2e-6)
+
+
+def test_all_blocks_share_the_memory_of_their_widest_products() -> None:
+    """No block takes fresh memory for anything wider than a token."""
+    blocks = [frozen(Block(64, **PLAIN)) for _ in range(3)]
+    tokens = torch.randn(4, 17, 64)
+    wide: set[int] = set()
+
+    class NoteWide(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Callable[..., object], types: object, args: tuple = (), kwargs: dict | None = None
+        ) -> object:
+            result = func(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, (tuple, list)) else (result,):
+                storage = tensor.untyped_storage()
+                if storage.nbytes() > 4 * tokens.numel() and storage.data_ptr() not in weights:
+                    wide.add(storage.data_ptr())
+            return result
+
+    weights = {value.untyped_storage().data_ptr() for block in blocks for value in block.parameters()}
+    with NoteWide():
+        run = frozen_runner(blocks, tokens)
+        for block in blocks:
+            tokens = run(block, tokens)
+    assert len(wide) == 1
+
+
+class Adapted(nn.Linear):
+    """A layer that somebody has put in place of a block's own."""
+
+
+def replaced(name: str, layer: nn.Module) -> nn.Module:
+    block = Block(64, **PLAIN)
+    block.set_submodule(name, layer)
+    return frozen(block)
+
+
+OTHERS: dict[str, Callable[[], nn.Module]] = {
+    "another kind of block": lambda: frozen(ResPostBlock(64, **PLAIN)),
+    "SwiGLU": lambda: frozen(Block(64, **PLAIN, mlp_layer=GluMlp)),
+    "normalised queries": lambda: frozen(Block(64, **PLAIN, qk_norm=True)),
+    "a norm after attention": lambda: frozen(Block(64, **PLAIN, scale_attn_norm=True)),
+    "a norm inside the MLP": lambda: frozen(Block(64, **PLAIN, scale_mlp_norm=True)),
+    "no bias": lambda: frozen(Block(64, num_heads=2)),
+    "another activation": lambda: frozen(Block(64, **PLAIN, act_layer=nn.SiLU)),
+    "approximate GELU": lambda: frozen(Block(64, **PLAIN, act_layer=partial(nn.GELU, approximate="tanh"))),
+    "an adapted layer": lambda: replaced("attn.qkv", Adapted(64, 192)),
+    "another scale": lambda: replaced("ls1", LayerNorm(64)),
+    "dropout at work": lambda: frozen(Block(64, **PLAIN, drop_path=0.5)).train(),
+    "weights to be trained": lambda: frozen(Block(64, **PLAIN)).requires_grad_(True),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_other_block_runs_as_timm_wrote_it(name: str) -> None:
+    assert runs_timms_forward(OTHERS[name](), torch.randn(2, 5, 64))
+
+
+def test_a_plain_block_does_not() -> None:
+    block, tokens = frozen(Block(64, **PLAIN)), torch.randn(2, 5, 64)
+    assert not runs_timms_forward(block, tokens)
+    assert runs_timms_forward(block, tokens.requires_grad_())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert runs_timms_forward(block, tokens.detach())
+
+
+def test_explicit_attention_is_left_to_timm() -> None:
+    block = frozen(Block(64, **PLAIN))
+    block.attn.fused_attn = False
+    assert runs_timms_forward(block, torch.randn(2, 5, 64))
+
+
+def test_weights_that_require_gradients_do_not_matter_without_a_graph() -> None:
+    block = frozen(Block(64, **PLAIN)).requires_grad_(True)
+    with torch.inference_mode():
+        assert not runs_timms_forward(block, torch.randn(2, 5, 64))
