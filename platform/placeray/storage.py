@@ -31,7 +31,9 @@ from placeray.errors import StorageError
 MANIFEST = "manifest.json"
 _LITTER = ".tmp-"  # in the names of files that are being written
 _UPLOAD_BYTES = 16 << 20  # a larger object is uploaded in pieces of this size
-_SYNC_BYTES = 16 << 20  # a larger local file is brought to disk in pieces of at least this size while it grows
+_SYNC_BYTES = (
+    16 << 20
+)  # a larger local file is brought to disk in pieces of at least this size while it grows
 
 
 def resolve(uri: str | os.PathLike[str]) -> str:
@@ -196,7 +198,7 @@ def read_files(uris: Sequence[str], at_once: int) -> Iterator[bytes | None]:
     if any(is_remote(uri) for uri in uris):
         yield from _fetched_files(uris, at_once)
         return
-    ahead: deque[tuple[str, BinaryIO | None]] = deque()
+    ahead: deque[tuple[str, int | None]] = deque()
     try:
         for uri in uris:
             ahead.append((uri, _open_ahead(uri)))
@@ -205,28 +207,29 @@ def read_files(uris: Sequence[str], at_once: int) -> Iterator[bytes | None]:
         while ahead:
             yield _read_opened(*ahead.popleft())
     finally:
-        for _, file in ahead:
-            if file is not None:
-                file.close()
+        for _, descriptor in ahead:
+            if descriptor is not None:
+                os.close(descriptor)
 
 
-def _open_ahead(uri: str) -> BinaryIO | None:
-    """A local file whose content the system begins to bring into memory; None when it is not there."""
+def _open_ahead(uri: str) -> int | None:
+    """Descriptor of a local file whose content the system begins to bring into memory; None when it is not there."""
     full = resolve(uri)
     with _explained(uri):
         try:
-            file = cast(BinaryIO, open(full, "rb", buffering=0))
+            descriptor = os.open(full, os.O_RDONLY)
         except FileNotFoundError:
             return None
         if hasattr(os, "posix_fadvise"):  # not on macOS
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-        return file
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+        return descriptor
 
 
-def _read_opened(uri: str, file: BinaryIO | None) -> bytes | None:
-    if file is None:
+def _read_opened(uri: str, descriptor: int | None) -> bytes | None:
+    """The content of a file, which is closed."""
+    if descriptor is None:
         return None
-    with _explained(uri), file:
+    with _explained(uri), open(descriptor, "rb", buffering=0) as file:
         return file.read()
 
 

@@ -29,7 +29,9 @@ Report = dict[str, Any]
 PLACES_PER_ROW_GROUP = 4
 PHOTOS_PER_ROW_GROUP = 64
 _PIECE_BYTES = 8 << 20  # of photos in memory before they are written
-_BUFFER_BYTES = 1 << 20  # of a parquet file, whose writer hands over hundreds of tiny pieces for each large one
+_BUFFER_BYTES = (
+    1 << 20
+)  # of a parquet file, whose writer hands over hundreds of tiny pieces for each large one
 _MAX_BYTES = 2_000_000_000  # what one Arrow binary column can address
 
 # GeoParquet 1.1: longitude and latitude of WGS84 (the default CRS84) as points in well-known binary.
