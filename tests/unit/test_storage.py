@@ -1,10 +1,15 @@
 """Local files behind the storage functions: atomic writes, clear errors, commit by manifest."""
 
+import errno
+import hashlib
 import os
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from placeray import storage
 from placeray.errors import StorageError
@@ -53,6 +58,68 @@ def test_failed_write_leaves_the_old_file_and_no_litter(
         storage.write_text(str(target), "new")
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+@given(there=st.lists(st.booleans(), max_size=40), at_once=st.integers(1, 3))
+def test_many_files_are_read_in_order_and_missing_ones_are_none(there: list[bool], at_once: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        uris = [f"{folder}/{number}" for number in range(len(there))]
+        for number, uri in enumerate(uris):
+            if there[number]:
+                storage.write_bytes(uri, bytes([number]) * number)
+        expected = [bytes([n]) * n if there[n] else None for n in range(len(there))]
+        assert list(storage.read_files(uris, at_once)) == expected
+        remote = [f"memory:/{uri}" for uri in uris]  # fetched by threads
+        for number, uri in enumerate(remote):
+            if there[number]:
+                storage.write_bytes(uri, bytes([number]) * number)
+        assert list(storage.read_files(remote, at_once)) == expected
+
+
+def test_a_reader_that_stops_early_leaves_no_open_file(tmp_path: Path) -> None:
+    uris = [str(tmp_path / str(number)) for number in range(20)]
+    for uri in uris:
+        storage.write_bytes(uri, b"x")
+    before = len(os.listdir("/proc/self/fd"))
+    reader = storage.read_files(uris, 2)
+    next(reader)
+    assert len(os.listdir("/proc/self/fd")) > before
+    reader.close()  # type: ignore[attr-defined]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_folder_among_files_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=str(tmp_path)):
+        list(storage.read_files([str(tmp_path)], 1))
+
+
+def test_a_large_file_is_synced_while_it_grows(tmp_path: Path) -> None:
+    piece = bytes(range(256)) * 4096  # 1 MiB
+    digest = hashlib.sha256()
+    with storage.FileWriter(str(tmp_path / "large")) as file:
+        for _ in range(40):
+            file.write(piece)
+            digest.update(piece)
+    assert file.size == (tmp_path / "large").stat().st_size == 40 << 20
+    assert file.sha256 == digest.hexdigest() == hashlib.sha256((tmp_path / "large").read_bytes()).hexdigest()
+    assert [path.name for path in tmp_path.iterdir()] == ["large"]
+
+
+def test_what_the_disk_lost_while_a_file_grew_fails_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def lose_the_first(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 1:  # the system reports a lost write once
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", lose_the_first)
+    file = storage.FileWriter(str(tmp_path / "large"))
+    with pytest.raises(StorageError, match="No space left on device"), file:
+        file.write(bytes(17 << 20))
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:

@@ -35,7 +35,6 @@ from placeray.errors import PlacerayError
 Part = dict[str, Any]
 Report = dict[str, Any]
 
-_ROW = pa.schema([("number", pa.int64()), ("payload", pa.string())])
 _ANSWER = pa.schema([("number", pa.int64()), ("report", pa.string()), ("error", pa.string())])
 _LOG_LINE_EVERY_S = 10.0
 
@@ -141,12 +140,10 @@ def _stream(
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     lowest, highest = _pool_size(len(parts), describe, num_workers, num_cpus, num_gpus)
-    # One table per part = one block per part: Ray Data hands whole blocks to an actor.
-    blocks = [
-        pa.table({"number": [number], "payload": [json.dumps(part)]}, schema=_ROW)
-        for number, part in enumerate(parts)
-    ]
-    answers = ray.data.from_arrow(blocks).map_batches(
+    # One block per part: Ray Data hands whole blocks to an actor. `from_items` makes them here; `from_arrow` starts a
+    # remote task per table to look at it, in workers that load all of Ray Data for it and are of no use afterwards.
+    rows = [{"number": number, "payload": json.dumps(part)} for number, part in enumerate(parts)]
+    answers = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _PartActor,
         fn_constructor_kwargs={"worker_cls": worker_cls, "worker_kwargs": worker_kwargs},
         batch_format="pyarrow",

@@ -2,9 +2,7 @@
 
 import hashlib
 import io
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import PIL.Image
@@ -12,7 +10,6 @@ from pydantic import Field
 
 from placeray import storage
 from placeray.config import Config
-from placeray.errors import StorageError
 
 
 class PhotoStorage(Config):
@@ -39,7 +36,9 @@ class PhotoStorage(Config):
         description="a file is closed, and the next one begun, once it holds so many bytes; it may end 8 MiB, or one "
         "place, above",
     )
-    read_threads: int = Field(default=4, ge=1, description="photos that one worker fetches at the same time")
+    read_threads: int = Field(
+        default=4, ge=1, description="photos that one worker fetches from an object store at the same time"
+    )
 
 
 class PhotoBytes(NamedTuple):
@@ -61,46 +60,17 @@ class Rejection(NamedTuple):
 def read_photos(uris: Sequence[str], config: PhotoStorage) -> Iterator[PhotoBytes | Rejection]:
     """Read and check photos, in order.
 
-    Threads fetch, no more than four photos per thread ahead. Decoding stays in the calling thread, because several
-    of them in one worker would only take turns on its core. Bytes that are not decoded are hashed by the thread that
-    read them, while they are in its cache.
+    Only fetching is ever left to threads (see `storage.read_files`): several that decode in one worker would take
+    turns on its core.
 
     Raises:
         StorageError: a file is there but cannot be read (rights, network, disk): not the photo's fault.
     """
-    ahead: deque[Future[bytes | PhotoBytes | None]] = deque()
-    with ThreadPoolExecutor(config.read_threads) as pool:
-        try:
-            for uri in uris:
-                ahead.append(pool.submit(_fetch, uri, config))
-                if len(ahead) > 4 * config.read_threads:
-                    yield _checked(ahead.popleft().result(), config)
-            while ahead:
-                yield _checked(ahead.popleft().result(), config)
-        finally:
-            for waiting in ahead:
-                waiting.cancel()
-
-
-def _fetch(uri: str, config: PhotoStorage) -> bytes | PhotoBytes | None:
-    """The bytes of one photo, hashed where nothing else is to be done; None when there is no such file."""
-    try:
-        data = storage.read_bytes(uri)
-        return data if _is_decoded(config) else _hashed(data)
-    except StorageError:
-        if storage.exists(uri):
-            raise
-        return None
-
-
-def _checked(found: bytes | PhotoBytes | None, config: PhotoStorage) -> PhotoBytes | Rejection:
-    if found is None:
-        return Rejection("missing_file", "there is no such file")
-    return found if isinstance(found, PhotoBytes) else check_photo(found, config)
-
-
-def _is_decoded(config: PhotoStorage) -> bool:
-    return config.decode_check != "none" or config.max_side_px is not None
+    for data in storage.read_files(uris, config.read_threads):
+        if data is None:
+            yield Rejection("missing_file", "there is no such file")
+        else:
+            yield check_photo(data, config)
 
 
 def _hashed(data: bytes, width: int | None = None, height: int | None = None) -> PhotoBytes:
@@ -109,7 +79,7 @@ def _hashed(data: bytes, width: int | None = None, height: int | None = None) ->
 
 def check_photo(data: bytes, config: PhotoStorage) -> PhotoBytes | Rejection:
     """Check bytes as `decode_check` says, shrink them if configured, hash what is stored."""
-    if not _is_decoded(config):
+    if config.decode_check == "none" and config.max_side_px is None:
         return _hashed(data)
     try:
         with PIL.Image.open(io.BytesIO(data)) as image:

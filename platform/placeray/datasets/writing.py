@@ -4,6 +4,7 @@ A part is a pure function of its planned rows and of the photos' bytes: run twic
 same files. The report is written last, so a part with a report is a finished part.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from placeray import contracts, storage
 from placeray.datasets import photos
 from placeray.datasets.photo_bytes import PhotoBytes, PhotoStorage, Rejection, read_photos
 from placeray.datasets.planning import count_reasons, read_plan
-from placeray.errors import DataError
+from placeray.errors import DataError, StorageError
 
 PartDict = dict[str, Any]
 Report = dict[str, Any]
@@ -28,6 +29,9 @@ Report = dict[str, Any]
 PLACES_PER_ROW_GROUP = 4
 PHOTOS_PER_ROW_GROUP = 64
 _PIECE_BYTES = 8 << 20  # of photos in memory before they are written
+_BUFFER_BYTES = (
+    1 << 20
+)  # of a parquet file, whose writer hands over hundreds of tiny pieces for each large one
 _MAX_BYTES = 2_000_000_000  # what one Arrow binary column can address
 
 # GeoParquet 1.1: longitude and latitude of WGS84 (the default CRS84) as points in well-known binary.
@@ -154,6 +158,7 @@ class RollingParquet:
         self._options = dict(options)
         self._row_group_rows = self._options.pop("row_group_size")
         self._file: storage.FileWriter | None = None
+        self._buffer: Any = None
         self._parquet: Any = None
         self._rows = 0
 
@@ -166,16 +171,23 @@ class RollingParquet:
         if kind is None:
             self._finish_file()
         else:
-            self._file.discard()
+            self._discard()
+
+    def _discard(self) -> None:
+        assert self._file is not None
+        self._file.discard()
+        with contextlib.suppress(StorageError):  # the file is closed, which this finds out
+            self._buffer.detach()
 
     def write(self, table: pa.Table) -> None:
         """Append rows to the current file."""
         if self._file is None:
             self._file = storage.FileWriter(storage.join(self._folder, self._next_path()))
-            self._parquet = pq.ParquetWriter(self._file, table.schema, **self._options)
+            self._buffer = pa.BufferedOutputStream(pa.PythonFile(self._file, mode="w"), _BUFFER_BYTES)
+            self._parquet = pq.ParquetWriter(self._buffer, table.schema, **self._options)
         self._parquet.write_table(table, row_group_size=self._row_group_rows)
         self._rows += table.num_rows
-        if self._file.size >= self._max_bytes:
+        if self._buffer.tell() >= self._max_bytes:
             self._finish_file()
 
     def _next_path(self) -> str:
@@ -186,9 +198,10 @@ class RollingParquet:
         assert self._file is not None
         try:
             self._parquet.close()
+            self._buffer.detach()  # writes what is left in it
             self._file.commit()
         except BaseException:
-            self._file.discard()
+            self._discard()
             raise
         self.files.append(
             {
@@ -198,7 +211,7 @@ class RollingParquet:
                 "sha256": self._file.sha256,
             }
         )
-        self._file, self._parquet, self._rows = None, None, 0
+        self._file, self._buffer, self._parquet, self._rows = None, None, None, 0
 
 
 def write_rejects(output: str, path: str, rejects: pa.Table) -> dict[str, Any]:
