@@ -314,6 +314,7 @@ def choose_lists(
         for q in range(len(words)):
             row = distances[q]
             for c in range(num_lists):
+                fetch(first + (c + ROWS_AHEAD) * width)
                 row[c] = differing(first + c * width, words, q)
     else:
         for start in range(0, len(centroids), BLOCK):
