@@ -190,19 +190,19 @@ def read_files(uris: Sequence[str], at_once: int) -> Iterator[bytes | None]:
 
     An object store is asked by `at_once` threads. Local files are read by the calling thread, which tells the system
     in time what comes next: with threads, half of the processor time of a job went into passing the interpreter
-    around. Either way `4 * at_once` files are ahead at most.
+    around. `4 * at_once` files are ahead at most, of local ones no more than 64.
 
     Raises:
         StorageError: a file is there but cannot be read (rights, network, disk).
     """
-    if any(is_remote(uri) for uri in uris):
+    if any(is_remote(resolve(uri)) for uri in uris):
         yield from _fetched_files(uris, at_once)
         return
     ahead: deque[tuple[str, int | None]] = deque()
     try:
         for uri in uris:
             ahead.append((uri, _open_ahead(uri)))
-            if len(ahead) > 4 * at_once:
+            if len(ahead) > min(4 * at_once, 64):
                 yield _read_opened(*ahead.popleft())
         while ahead:
             yield _read_opened(*ahead.popleft())
@@ -218,10 +218,13 @@ def _open_ahead(uri: str) -> int | None:
     with _explained(uri):
         try:
             descriptor = os.open(full, os.O_RDONLY)
-        except FileNotFoundError:
+        except OSError:
+            if os.path.exists(full):
+                raise
             return None
         if hasattr(os, "posix_fadvise"):  # not on macOS
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+            with contextlib.suppress(OSError):  # it is a hint
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
         return descriptor
 
 
@@ -229,8 +232,11 @@ def _read_opened(uri: str, descriptor: int | None) -> bytes | None:
     """The content of a file, which is closed."""
     if descriptor is None:
         return None
-    with _explained(uri), open(descriptor, "rb", buffering=0) as file:
-        return file.read()
+    try:
+        with _explained(uri), open(descriptor, "rb", buffering=0, closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 def _fetched_files(uris: Sequence[str], at_once: int) -> Iterator[bytes | None]:
@@ -281,6 +287,7 @@ class FileWriter:
         self.uri = uri
         self.size = 0
         self.closed = False  # what a parquet writer asks of its sink
+        self._discarded = False
         self._hash = hashlib.sha256()
         self._full = resolve(uri)
         self._temporary = f"{self._full}{_LITTER}{uuid.uuid4().hex[:12]}"
@@ -312,8 +319,10 @@ class FileWriter:
             self.discard()
 
     def write(self, data: Any) -> int:
-        """Append bytes."""
+        """Append bytes. What a buffer in front still has of a file that was discarded is dropped."""
         view = memoryview(data).cast("B")
+        if self._discarded:
+            return len(view)
         with _explained(self.uri, write=True):
             written = 0
             while written < len(view):  # an unbuffered file may take less than it is given
@@ -344,6 +353,9 @@ class FileWriter:
     def flush(self) -> None:
         """Nothing is seen before the commit, so there is nothing to flush."""
 
+    def close(self) -> None:
+        """A buffer in front that goes away calls this; a file is published by `commit` alone."""
+
     def commit(self) -> None:
         """Publish the file."""
         try:
@@ -365,7 +377,7 @@ class FileWriter:
 
     def discard(self) -> None:
         """Leave no trace."""
-        self.closed = True
+        self.closed = self._discarded = True
         if is_remote(self._full):
             self._file.closed = True  # closing would publish what is there
             with contextlib.suppress(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from placeray import storage
@@ -60,6 +60,7 @@ def test_failed_write_leaves_the_old_file_and_no_litter(
     assert list(tmp_path.iterdir()) == [target]
 
 
+@settings(deadline=None)
 @given(there=st.lists(st.booleans(), max_size=40), at_once=st.integers(1, 3))
 def test_many_files_are_read_in_order_and_missing_ones_are_none(there: list[bool], at_once: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -89,8 +90,16 @@ def test_a_reader_that_stops_early_leaves_no_open_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_among_files_is_an_error(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(StorageError, match=str(tmp_path)):
         list(storage.read_files([str(tmp_path)], 1))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_names_that_no_file_can_have_are_files_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    odd = [f"{tmp_path}/file/b.jpg", f"{tmp_path}/{'n' * 300}.jpg", f"{tmp_path}/file"]
+    assert list(storage.read_files(odd, 1)) == [None, None, b"x"]
 
 
 def test_a_large_file_is_synced_while_it_grows(tmp_path: Path) -> None:

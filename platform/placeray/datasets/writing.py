@@ -20,7 +20,7 @@ from placeray import contracts, storage
 from placeray.datasets import photos
 from placeray.datasets.photo_bytes import PhotoBytes, PhotoStorage, Rejection, read_photos
 from placeray.datasets.planning import count_reasons, read_plan
-from placeray.errors import DataError, StorageError
+from placeray.errors import DataError
 
 PartDict = dict[str, Any]
 Report = dict[str, Any]
@@ -176,8 +176,12 @@ class RollingParquet:
     def _discard(self) -> None:
         assert self._file is not None
         self._file.discard()
-        with contextlib.suppress(StorageError):  # the file is closed, which this finds out
-            self._buffer.detach()
+        # Both hand over what they have left, which a discarded file drops. A writer that is not closed does so when it
+        # is collected, into a buffer that is gone, and takes the process with it.
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self._parquet.close()
+        self._buffer.detach()
+        self._file = self._buffer = self._parquet = None
 
     def write(self, table: pa.Table) -> None:
         """Append rows to the current file."""

@@ -2,8 +2,10 @@
 others.
 """
 
+import errno
 import hashlib
 import json
+import os
 import struct
 import tracemalloc
 from collections import Counter
@@ -20,8 +22,9 @@ from placeray.datasets import writing
 from placeray.datasets.photo_bytes import PhotoBytes, PhotoStorage, Rejection, check_photo
 from placeray.datasets.planning import NormalizeConfig, check_share, plan_source, write_plan
 from placeray.datasets.reading import PlacesFile, list_domains, places_fingerprint, read_places
-from placeray.datasets.writing import finished_report, write_part
+from placeray.datasets.writing import RollingParquet, finished_report, write_part
 from placeray.errors import DataError, StorageError
+from placeray.storage import FileWriter
 
 NAME = "@{east:010.2f}@{north:010.2f}@17@T@@@p{number}@00@{heading}@@@@2016@@.jpg"
 
@@ -340,3 +343,31 @@ def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
     NormalizeConfig.model_validate({"sources": [source, {**source, "split": "val"}]})
     with pytest.raises(ValueError, match="String should match"):
         NormalizeConfig.model_validate({"sources": [{**source, "name": "../up"}]})
+
+
+@pytest.mark.parametrize("when", ["in the block", "while writing", "at the end"])
+def test_what_ends_a_file_is_what_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Bytes that wait in the buffer of a file that is given up neither hide the error nor leave a trace."""
+    table = pa.table({"photo": [b"x" * 700_000]})
+    writing = RollingParquet(
+        str(tmp_path), "a.parquet", PhotoStorage(), {"row_group_size": 1, "compression": "none"}
+    )
+    full = when != "in the block"
+
+    def no_room(self: FileWriter) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write() -> None:
+        with writing:
+            for number in range(3):
+                if when == "while writing" or (when == "at the end" and number == 2):
+                    monkeypatch.setattr(FileWriter, "_sync_behind", no_room)
+                writing.write(table)
+            if not full:
+                raise StorageError("photo x cannot be read: Permission denied")
+
+    with pytest.raises(StorageError, match="No space left on device" if full else "Permission denied"):
+        write()
+    assert not list(tmp_path.iterdir())
