@@ -101,6 +101,8 @@ def build_index(
     descriptors, output = storage.resolve(descriptors), str(storage.local_path(output))
     version = find_build(output, build_key_of(descriptors, config, queries))
     existing = None if version is None else read_map_manifest(output, version)
+    if existing is not None and existing["index"]["type"] == "ivf" and "runs" not in existing["index"]:
+        existing = None  # lists as an earlier placeray made them
     if existing is not None and _is_whole(output, existing):
         manifest = _as_newest(output, existing)
         return IndexReport(output, manifest, 0, time.monotonic() - start, already_finished=True)
@@ -120,7 +122,7 @@ def build_index(
     num_lists = wanted_lists(config, complete)
     if num_lists:
         quantizer = learn_quantizer(output, complete, num_lists)
-        runs = plan_runs(complete, quantizer)
+        runs = plan_runs({**complete, "index": existing["index"]} if existing else complete, quantizer)
         write_lists(output, runs, num_workers=num_workers, num_cpus=num_cpus)
         if existing is None:
             asked = None if queries is None else queries_of_descriptors(queries, complete)

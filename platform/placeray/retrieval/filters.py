@@ -33,6 +33,8 @@ Places = NDArray[np.int64]
 # many times: more cells leave fewer photos to check, but take longer themselves.
 _CELLS_A_SIDE = 16
 _REFINEMENTS = 2
+# Compiled, circles are cut once more: cells and short runs cost little there, photos to check as much.
+_CIRCLE_REFINEMENTS = 3
 # Runs nearer than this are searched as one, photos between them not allowed: a piece of its own would cost as much.
 _ROWS_BETWEEN = 8000
 # Up to this radius and latitude, distances in the plane are right to better than this share (checked by a test).
@@ -357,7 +359,7 @@ def cover_area(area: Circle | Box | Polygon) -> Cover:
     shift = (widest // _CELLS_A_SIDE).bit_length()
     loops = _circle_loops(area)
     if loops is not None and len(boxes) == 1:
-        return _cover_circle(area, loops, boxes[0], max(shift - 3, 0))
+        return _cover_circle(area, loops, boxes[0], max(shift - _CIRCLE_REFINEMENTS, 0))
     finest = max(shift - _REFINEMENTS, 0)
     x, y = _grid(boxes, shift)
     corners, shifts, kinds = [], [], []

@@ -1,7 +1,8 @@
 """Stage 1: the exact Hamming top-S of every query over all codes of a map, row ranges split over threads.
 
 One query by faiss uses one core however many there are, so the rows are split, not the queries. One to three queries
-are scanned by faiss, larger batches over many rows block by block (`popcount_scan`); all ways are exact and return the
+are scanned by faiss (row by row where some rows do not count), larger batches over many rows block by block
+(`popcount_scan`); all ways are exact and return the
 same candidates in the same order, ties by global row.
 """
 
@@ -98,12 +99,28 @@ def search_pieces(
         collector.scan_table(some)
         return collector.keys()
 
-    rows = np.cumsum(pieces[:, 1])
-    num_shares = min(num_threads, -(-int(rows[-1]) // MIN_ROWS_PER_THREAD)) if len(rows) else 1
+    total = int(pieces[:, 1].sum())
+    num_shares = min(num_threads, max(1, -(-total // MIN_ROWS_PER_THREAD)))
     if num_shares == 1:
         return scan(pieces)
-    edges = np.searchsorted(rows, rows[-1] * np.arange(1, num_shares) // num_shares)
+    rows_per_share = -(-total // num_shares)
+    pieces = _cut(pieces, rows_per_share // 8 + 1, queries.shape[1])
+    shares = np.minimum((np.cumsum(pieces[:, 1]) - 1) // rows_per_share, num_shares - 1)
+    edges = np.searchsorted(shares, np.arange(1, num_shares))
     return best(list(pool.map(scan, np.split(pieces, edges))), size)
+
+
+def _cut(pieces: NDArray[np.int64], max_rows: int, code_bytes: int) -> NDArray[np.int64]:
+    """Pieces of at most `max_rows` rows."""
+    counts = -(-pieces[:, 1] // max_rows)
+    skipped = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+    cut = np.repeat(pieces, counts, axis=0)
+    start = skipped * max_rows
+    cut[:, 0] += start * code_bytes
+    cut[:, 1] = np.minimum(cut[:, 1] - start, max_rows)
+    cut[:, 2] += start
+    cut[:, 3] += np.where(cut[:, 3] != 0, start, 0)
+    return cut
 
 
 def _scan_all(

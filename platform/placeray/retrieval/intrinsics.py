@@ -11,6 +11,9 @@ Two ways to compare a block of codes with many queries, chosen by what the proce
 
 A search meets a varying number of memory-mapped arrays. They are handed to one compiled loop as addresses: numba would
 compile a loop again for every number of arrays, and a call for each takes as long as comparing 10,000 codes.
+
+numba keeps machine code for as long as the file of a loop stays as it is; after a change here, save `kernels.py` and
+`area_kernels.py` again (an installation does), or old code runs on.
 """
 
 from collections.abc import Callable

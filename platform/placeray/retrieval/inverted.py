@@ -51,7 +51,8 @@ class InvertedLists:
         """
         self.quantizer = open_quantizer(quantizer)
         self._runs: list[popcount_scan.ListRun] = [(*open_lists(folder), first) for folder, first in runs]
-        if any(len(offsets) != len(self) + 1 for _, _, offsets, _ in self._runs):
+        width = self.quantizer.centroids.shape[1]
+        if any(len(run[2]) != len(self) + 1 or run[0].shape[1] != width for run in self._runs):
             raise MapError(
                 f"the lists beside {quantizer} are not of this quantizer: remove its folder and index again"
             )

@@ -230,21 +230,27 @@ def scan_blocks(
 
 
 @compiled
-def name_rows(candidates: Any, start: int, end: int, order: int, first_row: int) -> None:
+def name_rows(candidates: Any, start: int, end: int, order: int, first_row: int, num_rows: int) -> None:
     """Turn the positions inside the lists of a run, in the lower half of candidates start ... end, into global rows."""
     for i in range(start, end):
         position = candidates[i] & np.uint64(0xFFFFFFFF)
-        row = first_row + read_u32(order + 4 * np.int64(position))
-        candidates[i] = (candidates[i] - position) | np.uint64(row)
+        row = row_at(order, np.int64(position), num_rows)
+        candidates[i] = (candidates[i] - position) | np.uint64(first_row + row)
+
+
+@compiled
+def row_at(order: int, position: int, num_rows: int) -> int:
+    """The row of a run that stands at a position of its lists; one of the run even where the file is damaged."""
+    return min(read_u32(order + 4 * position), num_rows - 1)
 
 
 @compiled
 def scan_lists(runs: Any, probes: Any, queries: Any, size: int, state: Any, histogram: Any) -> None:
     """The lists `probes` (Q, P) of each query in every run.
 
-    `runs` (R, 5) int64: addresses of its codes in list order, of the row (uint32) of each of them, and of where each
-    list begins (uint32); its first global row; the address of a byte for each row that says whether it counts, 0 where
-    all do.
+    `runs` (R, 6) int64: addresses of its codes in list order, of the row (uint32) of each of them, and of where each
+    list begins (uint32); its first global row and their number; the address of a byte for each row that says whether it
+    counts, 0 where all do.
 
     Every list is a jump in memory, so it is fetched while those before it are compared. A candidate is kept by its
     position at first, because its row lies in yet another place, which is fetched meanwhile.
@@ -270,7 +276,8 @@ def scan_lists(runs: Any, probes: Any, queries: Any, size: int, state: Any, hist
         lead = ROWS_AHEAD
         kept, count, limit = candidates[q], counts[q], to_beat[q]
         for r in range(len(runs)):
-            codes, order, first_row, allowed = runs[r, 0], runs[r, 1], runs[r, 3], runs[r, 4]
+            codes, order, first_row = runs[r, 0], runs[r, 1], runs[r, 3]
+            num_rows, allowed = runs[r, 4], runs[r, 5]
             named = count
             for s in range(edges[r], edges[r + 1]):
                 code, end = starts[s], ends[s]
@@ -285,17 +292,17 @@ def scan_lists(runs: Any, probes: Any, queries: Any, size: int, state: Any, hist
                     distance = differing(code, queries, q)
                     if distance < limit:
                         position = (code - codes) // stride
-                        if not allowed or read_u8(allowed + read_u32(order + 4 * position)):
+                        if not allowed or read_u8(allowed + row_at(order, position, num_rows)):
                             fetch(order + 4 * position)
                             kept[count] = (distance << np.uint64(32)) | np.uint64(position)
                             count += 1
                             if count == len(kept):
-                                name_rows(kept, named, count, order, first_row)
+                                name_rows(kept, named, count, order, first_row, num_rows)
                                 # Rows come in no order, so one at the same distance may still be lower.
                                 limit = keep_best(kept, count, size, histogram) + np.uint64(1)
                                 count = named = size
                     code += stride
-            name_rows(kept, named, count, order, first_row)
+            name_rows(kept, named, count, order, first_row, num_rows)
         counts[q], to_beat[q] = count, limit
 
 

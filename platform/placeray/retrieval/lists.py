@@ -14,6 +14,7 @@ read in one go, where a piece of it in every shard would be a jump in memory eac
 photos can be added, as a run of their own, without learning again.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,19 +71,23 @@ def open_quantizer(folder: Path) -> Quantizer:
 def save_lists(folder: Path, shards: Sequence[Bytes], quantizer: Quantizer) -> None:
     """Order the codes (n, bits / 8) of neighbouring shards by list and write them; one shard is held in memory."""
     folder.mkdir(parents=True, exist_ok=True)
+    num_lists = len(quantizer.centroids)
     lists = [quantizer.assign(codes) for codes in shards]
-    counts = np.stack([np.bincount(some, minlength=len(quantizer.centroids)) for some in lists])
-    offsets = np.concatenate([[0], np.cumsum(counts.sum(axis=0))])
-    begins = offsets[:-1] + np.cumsum(counts, axis=0) - counts  # of what each shard has of every list
+    offsets = np.zeros(num_lists + 1, dtype=np.int64)
+    for list_of in lists:
+        offsets[1:] += np.bincount(list_of, minlength=num_lists)
+    offsets = np.cumsum(offsets)
+    begin = offsets[:-1].copy()  # of what the next shard has of every list
     num_rows, width = int(offsets[-1]), quantizer.centroids.shape[1]
     codes_file = _created(folder / "codes.u8", np.uint8, (num_rows, width))
     order_file = _created(folder / "order.u32", np.uint32, (num_rows,))
     first_row = 0
-    for codes, list_of, count, begin in zip(shards, lists, counts, begins, strict=True):
-        by_list = np.argsort(list_of, kind="stable")
+    for codes, list_of in zip(shards, lists, strict=True):
+        by_list, count = np.argsort(list_of, kind="stable"), np.bincount(list_of, minlength=num_lists)
         places = np.arange(len(codes)) + np.repeat(begin - (np.cumsum(count) - count), count)
         codes_file[places] = codes[by_list]
         order_file[places] = first_row + by_list
+        begin += count
         first_row += len(codes)
     for file in (codes_file, order_file):
         if isinstance(file, np.memmap):
@@ -93,11 +98,17 @@ def save_lists(folder: Path, shards: Sequence[Bytes], quantizer: Quantizer) -> N
 
 
 def _created(path: Path, dtype: type, shape: tuple[int, ...]) -> NDArray[Any]:
-    """A new file to write into, mapped."""
+    """A new file to write into, mapped. Raises MapError where the disk is full."""
     if not shape[0]:  # nothing to map
         write_file(path, b"")
         return np.empty(shape, dtype=dtype)
-    return np.memmap(path, dtype, mode="w+", shape=shape)
+    file = np.memmap(path, dtype, mode="w+", shape=shape)
+    try:  # a page that the disk has no room for would kill the process that writes to it
+        with path.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.nbytes)
+    except OSError as error:
+        raise MapError(f"{path} cannot be written: {error.strerror}; make room and run it again") from None
+    return file
 
 
 def open_lists(folder: Path) -> Lists:
@@ -106,13 +117,14 @@ def open_lists(folder: Path) -> Lists:
     try:
         lists = Lists(
             _mapped(folder, record, "codes.u8").reshape(record["rows"], record["code_bits"] // 8),
-            _mapped(folder, record, "order.u32").view(np.uint32),
+            _mapped(folder, record, "order.u32").view(np.uint32).reshape(record["rows"]),
             _mapped(folder, record, "offsets.u32").view(np.uint32),
         )
     except (KeyError, TypeError, ValueError):
         raise MapError(f"{folder / LISTS_FILE} is damaged: {_ADVICE}") from None
     # Compiled loops read where the offsets say, so they must not lead out of the file.
-    if (lists.offsets[1:] < lists.offsets[:-1]).any() or int(lists.offsets[-1]) != record["rows"]:
+    ends = lists.offsets[-1:].tolist()
+    if (lists.offsets[1:] < lists.offsets[:-1]).any() or ends != [record["rows"]]:
         raise MapError(f"{folder / 'offsets.u32'} is damaged: {_ADVICE}")
     return lists
 
@@ -137,7 +149,7 @@ def verify(folder: Path) -> None:
             raise MapError(f"{folder / file} has other bytes than when it was built: {_ADVICE}")
 
 
-_ADVICE = "search with mode='exact', which does not need it, or remove its folder and run jobs/index.py again"
+_ADVICE = "open the map with damaged='skip' to search without lists, or remove its folder and run jobs/index.py again"
 
 
 def _save_record(folder: Path, name: str, files: Sequence[str], record: Mapping[str, Any]) -> None:

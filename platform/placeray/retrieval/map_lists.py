@@ -1,8 +1,7 @@
-"""Give a map inverted lists: learn a quantizer, order every shard by it, find out how many lists to probe.
+"""Give a map inverted lists: learn a quantizer, order every run by it, find out how many lists to probe.
 
 Lists run through neighbouring shards (`lists` says why). The three steps are separate so that a job can spread the
-second over machines; each is resumable, its files are named
-by what they were made from.
+second over machines; each is resumable, its files are named by what they were made from.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

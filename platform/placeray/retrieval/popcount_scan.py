@@ -84,11 +84,18 @@ class Collector:
         mask = 0 if live is None else live.ctypes.data
         table = np.array(
             [
-                (codes.ctypes.data, order.ctypes.data, offsets.ctypes.data, first, mask and mask + first)
+                (
+                    codes.ctypes.data,
+                    order.ctypes.data,
+                    offsets.ctypes.data,
+                    first,
+                    len(codes),
+                    mask and mask + first,
+                )
                 for codes, order, offsets, first in runs
             ],
             dtype=np.int64,
-        ).reshape(-1, 5)
+        ).reshape(-1, 6)
         self._kernels.scan_lists(table, probes, self._words, self._size, self._state, self._histogram)
 
     def keys(self) -> Keys:

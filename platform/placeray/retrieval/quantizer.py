@@ -34,8 +34,8 @@ class Quantizer(NamedTuple):
         """The list (n,) that each of codes (n, bits / 8) belongs to: the nearest one in its CLUSTERS_TRIED
         nearest clusters.
 
-        Trying eight clusters instead of one, a query finds as much in 0.8 of the lists (10 million codes in which nothing
-        clusters); the nearer of two clusters wins among equals.
+        Trying eight clusters instead of one, a query finds as much in 0.8 of the lists (10 million codes in which
+        nothing clusters); the nearer of two clusters wins among equals.
         """
         clusters = _nearest_clusters(self.coarse, codes)
         lists = np.empty(len(codes), dtype=np.int32)

@@ -154,7 +154,7 @@ def refresh_index(root: str, manifest: Manifest) -> Manifest:
         build_lists(root, run)
     covered = with_lists(manifest, index["quantizer"], runs, index["nprobe"], index["calibration"])
     rows = manifest["counts"]["rows"] - manifest["counts"].get("removed", 0)
-    if abs(rows - index["calibration"]["rows"]) <= _MAY_CHANGE * index["calibration"]["rows"]:
+    if not rows or abs(rows - index["calibration"]["rows"]) <= _MAY_CHANGE * index["calibration"]["rows"]:
         return covered
     config = IndexConfig(**manifest["config"])
     found = calibrate(root, manifest, index["quantizer"], config)

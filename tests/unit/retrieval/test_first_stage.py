@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from placeray.retrieval import first_stage, popcount_scan
 from placeray.retrieval.codes import hamming, pack, unpack
-from placeray.retrieval.first_stage import CodeRange, Engine, make_pool, search_codes, split_rows
+from placeray.retrieval.first_stage import (
+    CodeRange,
+    Engine,
+    make_pool,
+    search_codes,
+    search_pieces,
+    split_rows,
+)
 from placeray.retrieval.merge import distances_of, rows_of
 
 Make = Callable[..., Any]
@@ -190,3 +197,31 @@ def test_packing_follows_the_published_order() -> None:
     codes = pack(components)
     assert codes[0].tolist() == [0b1000_0000, 0b0100_0000, 0, 0, 0, 0, 0, 0]
     assert unpack(codes)[0, [0, 1, 9]].tolist() == [1, -1, 1]
+
+
+def test_long_pieces_are_shared_out_over_threads(draw_tied: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million rows in one piece are no reason for one thread to do it all; nothing is lost at the cuts."""
+    monkeypatch.setattr(first_stage, "MIN_ROWS_PER_THREAD", 50)
+    codes, _ = draw_tied(np.random.default_rng(5), 1000, 128, 2)
+    allowed = np.random.default_rng(6).random(1000) < 0.5
+    table = np.array(
+        [[codes.ctypes.data, 3, 0, 0], [codes[10:].ctypes.data, 900, 10, allowed[10:].ctypes.data],
+         [codes[950:].ctypes.data, 40, 950, 0]]
+    )  # fmt: skip
+    seen = []
+    scanned = popcount_scan.Collector.scan_table
+
+    def count(self: popcount_scan.Collector, pieces: Any) -> None:
+        seen.append(int(pieces[:, 1].sum()))
+        scanned(self, pieces)
+
+    monkeypatch.setattr(popcount_scan.Collector, "scan_table", count)
+    with make_pool(4) as pool:
+        found = search_pieces(table, codes[:2], 50, pool=pool, num_threads=4)
+    rows = np.concatenate([np.arange(3), 10 + np.flatnonzero(allowed[10:910]), np.arange(950, 990)])
+    wanted = np.zeros(1000, dtype=np.bool_)
+    wanted[rows] = True
+    assert answers_of(found) == search_slowly(codes, codes[:2], 50, wanted)
+    assert len(seen) == 4
+    assert sum(seen) == 943
+    assert max(seen) < 300
