@@ -17,7 +17,7 @@ import os
 import re
 import uuid
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -31,9 +31,8 @@ from placeray.errors import StorageError
 MANIFEST = "manifest.json"
 _LITTER = ".tmp-"  # in the names of files that are being written
 _UPLOAD_BYTES = 16 << 20  # a larger object is uploaded in pieces of this size
-_SYNC_BYTES = (
-    16 << 20
-)  # a larger local file is brought to disk in pieces of at least this size while it grows
+# A larger local file is brought to disk in pieces of at least this size while it grows.
+_SYNC_BYTES = 16 << 20
 
 
 def resolve(uri: str | os.PathLike[str]) -> str:
@@ -185,6 +184,11 @@ def read_bytes(uri: str, start: int | None = None, end: int | None = None) -> by
             return file.read(-1 if end is None else end - (start or 0))
 
 
+def report_uri(output: str, part: Mapping[str, Any]) -> str:
+    """Where a worker leaves the report of a part, last: a part with one is finished."""
+    return join(output, "work", f"{part['name']}.report.json")
+
+
 def read_files(uris: Sequence[str], at_once: int) -> Iterator[bytes | None]:
     """The content of every file, in order; None where there is no such file.
 
@@ -195,13 +199,14 @@ def read_files(uris: Sequence[str], at_once: int) -> Iterator[bytes | None]:
     Raises:
         StorageError: a file is there but cannot be read (rights, network, disk).
     """
-    if any(is_remote(resolve(uri)) for uri in uris):
-        yield from _fetched_files(uris, at_once)
+    paths = [resolve(uri) for uri in uris]
+    if any(is_remote(path) for path in paths):
+        yield from _fetched_files(paths, at_once)
         return
     ahead: deque[tuple[str, int | None]] = deque()
     try:
-        for uri in uris:
-            ahead.append((uri, _open_ahead(uri)))
+        for path in paths:
+            ahead.append((path, _open_ahead(path)))
             if len(ahead) > min(4 * at_once, 64):
                 yield _read_opened(*ahead.popleft())
         while ahead:
@@ -212,14 +217,13 @@ def read_files(uris: Sequence[str], at_once: int) -> Iterator[bytes | None]:
                 os.close(descriptor)
 
 
-def _open_ahead(uri: str) -> int | None:
+def _open_ahead(path: str) -> int | None:
     """Descriptor of a local file whose content the system begins to bring into memory; None when it is not there."""
-    full = resolve(uri)
-    with _explained(uri):
+    with _explained(path):
         try:
-            descriptor = os.open(full, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY)
         except OSError:
-            if os.path.exists(full):
+            if os.path.exists(path):
                 raise
             return None
         if hasattr(os, "posix_fadvise"):  # not on macOS
@@ -228,12 +232,12 @@ def _open_ahead(uri: str) -> int | None:
         return descriptor
 
 
-def _read_opened(uri: str, descriptor: int | None) -> bytes | None:
+def _read_opened(path: str, descriptor: int | None) -> bytes | None:
     """The content of a file, which is closed."""
     if descriptor is None:
         return None
     try:
-        with _explained(uri), open(descriptor, "rb", buffering=0, closefd=False) as file:
+        with _explained(path), open(descriptor, "rb", buffering=0, closefd=False) as file:
             return file.read()
     finally:
         os.close(descriptor)

@@ -21,7 +21,7 @@ import torch
 
 from placeray import storage
 from placeray.cluster.describing import describe_file, selected_rows, write_descriptors
-from placeray.cluster.parts import Part, Report, report_uri, run_parts
+from placeray.cluster.parts import Part, Report, run_parts
 from placeray.contracts import table_manifest
 from placeray.datasets.writing import write_rejects
 from placeray.errors import ConfigError, ContractError, DataError
@@ -98,7 +98,7 @@ class EmbedWorker:
         }
         if described.rejects.num_rows:
             report["rejects"] = write_rejects(self._output, part["path"], described.rejects)
-        storage.write_json(report_uri(self._output, part), report)
+        storage.write_json(storage.report_uri(self._output, part), report)
         return report
 
 
@@ -210,7 +210,7 @@ def _made_by_model(
 
 def _finished_part(output: str, part: Part) -> Report | None:
     """The report of a part that was made from the same input by the same model and is all there, else None."""
-    uri = report_uri(output, part)
+    uri = storage.report_uri(output, part)
     if not storage.exists(uri):
         return None
     report: Report = storage.read_json(uri)

@@ -30,7 +30,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from placeray import storage
 from placeray.errors import PlacerayError
 
 Part = dict[str, Any]
@@ -38,11 +37,6 @@ Report = dict[str, Any]
 
 _ANSWER = pa.schema([("number", pa.int64()), ("report", pa.string()), ("error", pa.string())])
 _LOG_LINE_EVERY_S = 10.0
-
-
-def report_uri(output: str, part: Part) -> str:
-    """Where a worker leaves the report of a part, last: a part with one is finished."""
-    return storage.join(output, "work", f"{part['name']}.report.json")
 
 
 class PartWorker(Protocol):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import ray
 
 from placeray import storage
-from placeray.cluster.parts import Part, Report, ensure_ray, report_uri, run_parts
+from placeray.cluster.parts import Part, Report, ensure_ray, run_parts
 from placeray.contracts import table_manifest, validate_table
 from placeray.datasets.writing import write_parquet
 from placeray.errors import ConfigError, ContractError, DataError
@@ -84,7 +84,7 @@ class SearchWorker:
                 self._output, part["path"], answers, row_group_size=ROWS_PER_GROUP, compression="zstd"
             ),
         }
-        storage.write_json(report_uri(self._output, part), report)
+        storage.write_json(storage.report_uri(self._output, part), report)
         return report
 
 
@@ -189,7 +189,7 @@ def _cpus_of_a_machine() -> int:
 
 def _finished_part(output: str, part: Part) -> Report | None:
     """The report of a part that an earlier run finished in the same way and whose file is all there, else None."""
-    uri = report_uri(output, part)
+    uri = storage.report_uri(output, part)
     if not storage.exists(uri):
         return None
     report: Report = storage.read_json(uri)

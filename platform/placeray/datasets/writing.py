@@ -29,9 +29,8 @@ Report = dict[str, Any]
 PLACES_PER_ROW_GROUP = 4
 PHOTOS_PER_ROW_GROUP = 64
 _PIECE_BYTES = 8 << 20  # of photos in memory before they are written
-_BUFFER_BYTES = (
-    1 << 20
-)  # of a parquet file, whose writer hands over hundreds of tiny pieces for each large one
+# Of a parquet file, whose writer hands over hundreds of tiny pieces for each large one.
+_BUFFER_BYTES = 1 << 20
 _MAX_BYTES = 2_000_000_000  # what one Arrow binary column can address
 
 # GeoParquet 1.1: longitude and latitude of WGS84 (the default CRS84) as points in well-known binary.
@@ -74,11 +73,6 @@ class _Read(NamedTuple):
     rejects: pa.Table
 
 
-def report_uri(output: str, part: PartDict) -> str:
-    """Where the report of a part is."""
-    return storage.join(output, "work", f"{part['name']}.report.json")
-
-
 def finished_report(output: str, part: PartDict, there: Mapping[str, int]) -> Report | None:
     """The report of a part that an earlier run finished and whose files are all still there, else None.
 
@@ -87,7 +81,7 @@ def finished_report(output: str, part: PartDict, there: Mapping[str, int]) -> Re
     """
     if f"work/{part['name']}.report.json" not in there:
         return None
-    report: Report = storage.read_json(report_uri(output, part))
+    report: Report = storage.read_json(storage.report_uri(output, part))
     written = {
         f"{folder}/{file['path']}": file["bytes"]
         for folder, files in report["files"].items()
@@ -140,7 +134,7 @@ def write_part(part: PartDict, output: str, config: PhotoStorage) -> Report:
             "places_dropped_small": planned_places - counts["places"],
         },
     }
-    storage.write_json(report_uri(output, part), report)
+    storage.write_json(storage.report_uri(output, part), report)
     return report
 
 

@@ -167,25 +167,20 @@ def pieces_inside(
         on_edge += 0 if sure[which[run]] else ends[run] - starts[run]
     inside = np.empty(on_edge, dtype=np.uint8)
     pieces = np.empty((count, 4), dtype=np.int64)
-    filled = checked = 0
+    checked = 0
     for run in range(count):
         start, rows = starts[run], ends[run] - starts[run]
-        pieces[filled, 0], pieces[filled, 1], pieces[filled, 2] = (
-            codes + start * stride,
-            rows,
-            first_row + start,
-        )
-        pieces[filled, 3] = live + start if live else 0
-        filled += 1
+        pieces[run, 0], pieces[run, 1] = codes + start * stride, rows
+        pieces[run, 2], pieces[run, 3] = first_row + start, live + start if live else 0
         if sure[which[run]]:
             continue
-        pieces[filled - 1, 3] = inside.ctypes.data + checked
+        pieces[run, 3] = inside.ctypes.data + checked
         mark_run(plane, lat, lon, start, start + rows, inside, checked)
         if live:
             for row in range(rows):
                 inside[checked + row] &= read_u8(live + start + row) != 0
         checked += rows
-    return pieces[:filled], inside
+    return pieces, inside
 
 
 @compiled

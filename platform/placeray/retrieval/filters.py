@@ -203,10 +203,10 @@ class Filter(Config):
         )
 
     @property
-    def is_small_circle(self) -> bool:
-        """Whether it asks for a circle that a plane is good enough for, and for nothing else."""
+    def small_circle(self) -> Circle | None:
+        """The circle, where that is all it asks for and a plane is good enough for it."""
         alone = self.heading_deg is None and self.captured_from is None and self.captured_to is None
-        return alone and isinstance(self.area, Circle) and self.area.is_small
+        return self.area if alone and isinstance(self.area, Circle) and self.area.is_small else None
 
 
 class Positions:

@@ -2,8 +2,7 @@
 
 One query by faiss uses one core however many there are, so the rows are split, not the queries. One to three queries
 are scanned by faiss (row by row where some rows do not count), larger batches over many rows block by block
-(`popcount_scan`); all ways are exact and return the
-same candidates in the same order, ties by global row.
+(`popcount_scan`); all ways are exact and return the same candidates in the same order, ties by global row.
 """
 
 from collections.abc import Callable, Sequence

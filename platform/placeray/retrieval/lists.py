@@ -69,7 +69,9 @@ def open_quantizer(folder: Path) -> Quantizer:
 
 
 def save_lists(folder: Path, shards: Sequence[Bytes], quantizer: Quantizer) -> None:
-    """Order the codes (n, bits / 8) of neighbouring shards by list and write them; one shard is held in memory."""
+    """Order the codes (n, bits / 8) of neighbouring shards by list and write them; of the codes, one shard is held in
+    memory.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     num_lists = len(quantizer.centroids)
     lists = [quantizer.assign(codes) for codes in shards]

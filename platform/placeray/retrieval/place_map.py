@@ -23,7 +23,7 @@ from placeray.retrieval.cells import NO_POSITION
 from placeray.retrieval.codes import Bytes, hamming
 from placeray.retrieval.damage import Damaged, joined_masks, open_shards
 from placeray.retrieval.exhaustive import search_exhaustive
-from placeray.retrieval.filters import Circle, Filter, cover_area, select
+from placeray.retrieval.filters import Filter, cover_area, select
 from placeray.retrieval.first_stage import (
     CodeRange,
     Engine,
@@ -393,10 +393,10 @@ class PlaceMap:
         return keys
 
     def _scan_filtered(self, wanted: Filter, codes: Bytes, stage: "_Stage") -> Keys:
-        if not (wanted.is_small_circle and stage.engine == "auto" and is_for_pieces(len(codes), len(self))):
+        circle = wanted.small_circle
+        if circle is None or stage.engine != "auto" or not is_for_pieces(len(codes), len(self)):
             return self._scan(self.select(wanted), codes, stage)
-        assert isinstance(wanted.area, Circle)
-        found = pieces_near(wanted.area, self._shards, self._first_rows, self._cells, self.live)
+        found = pieces_near(circle, self._shards, self._first_rows, self._cells, self.live)
         return search_pieces(found.table, codes, stage.size, pool=self._pool, num_threads=self.num_threads)
 
     def _scan(self, ranges: Sequence[CodeRange], codes: Bytes, stage: "_Stage") -> Keys:
