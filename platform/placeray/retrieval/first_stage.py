@@ -18,7 +18,8 @@ from placeray.retrieval import popcount_scan
 from placeray.retrieval.codes import Bytes
 from placeray.retrieval.merge import NOBODY, Keys, best, distance_keys
 
-Engine = Literal["auto", "faiss", "numba"]
+# gpu: for a whole map alone, see `gpu_scan`; pieces of one are scanned as by auto.
+Engine = Literal["auto", "faiss", "numba", "gpu"]
 
 # Below this a thread costs more than it saves: half a millisecond of scanning.
 MIN_ROWS_PER_THREAD = 250_000

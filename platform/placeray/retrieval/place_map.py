@@ -5,7 +5,9 @@ Needs neither Ray nor torch. A map that is open keeps its version: files of a pu
 
 import functools
 import os
+import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from placeray import storage
 from placeray.errors import MapError
+from placeray.retrieval import gpu_scan
 from placeray.retrieval.answers import SearchResult, first_of_each
 from placeray.retrieval.build import rows_schema
 from placeray.retrieval.cells import NO_POSITION
@@ -25,6 +28,7 @@ from placeray.retrieval.damage import Damaged, joined_masks, open_shards
 from placeray.retrieval.exhaustive import search_exhaustive
 from placeray.retrieval.filters import Filter, cover_area, select
 from placeray.retrieval.first_stage import (
+    MIN_ROWS_FOR_NUMBA,
     CodeRange,
     Engine,
     is_for_pieces,
@@ -33,6 +37,7 @@ from placeray.retrieval.first_stage import (
     search_pieces,
 )
 from placeray.retrieval.float_store import FloatStores
+from placeray.retrieval.gpu_scan import GpuCodes
 from placeray.retrieval.inverted import InvertedLists
 from placeray.retrieval.lists import verify as verify_lists
 from placeray.retrieval.manifest import Manifest, current_version, read_map_manifest
@@ -113,6 +118,9 @@ class PlaceMap:
         self._lists = self._open_lists(damaged, verify)
         self.num_threads = num_threads or os.cpu_count() or 1
         self._pool: ThreadPoolExecutor = make_pool(self.num_threads)
+        self._gpu: GpuCodes | None = None  # of the first search that wants it
+        self._no_gpu = "" if gpu_scan.available() else "faiss sees no GPU"  # why there is none
+        self._gpu_lock = threading.Lock()
 
     @classmethod
     def open(
@@ -166,8 +174,9 @@ class PlaceMap:
         self.close()
 
     def close(self) -> None:
-        """End the search threads."""
+        """End the search threads and leave the GPU."""
         self._pool.shutdown()
+        self._gpu = None
 
     @property
     def version(self) -> str:
@@ -386,15 +395,41 @@ class PlaceMap:
                 codes, stage.size, nprobe, pool=self._pool, num_threads=self.num_threads
             )
         if stage.within is None:
-            return self._scan(self._ranges, codes, stage)
+            gpu = self._gpu_for(stage.engine)
+            if gpu is None:
+                return self._scan(self._ranges, codes, stage)
+            return gpu.search(codes, stage.size, lambda some: self._scan(self._ranges, some, stage))
         keys = np.empty((len(codes), stage.size), dtype=np.uint64)
         for wanted, queries in _alike(stage.within, len(codes)):
             keys[queries] = self._scan_filtered(wanted, codes[queries], stage)
         return keys
 
+    def _gpu_for(self, engine: Engine) -> GpuCodes | None:
+        """The GPU with the codes of the map, where a scan of all of them is to use one.
+
+        Raises:
+            MapError: engine is "gpu", and there is none with room for the codes.
+        """
+        wanted = engine == "gpu" or (engine == "auto" and len(self) >= MIN_ROWS_FOR_NUMBA)
+        if not wanted or not self._ranges:
+            return None
+        with self._gpu_lock:
+            if self._gpu is None and not self._no_gpu:
+                try:
+                    self._gpu = GpuCodes(self._ranges)
+                except RuntimeError as error:
+                    self._no_gpu = f"its codes do not fit the GPU ({str(error).splitlines()[0]})"
+                    warnings.warn(f"{self._where} is searched on the CPU: {self._no_gpu}", stacklevel=2)
+            found = self._gpu
+        if found is None and engine == "gpu":
+            raise MapError(
+                f"{self._where} cannot be searched on a GPU: {self._no_gpu}; leave engine at 'auto'"
+            )
+        return found
+
     def _scan_filtered(self, wanted: Filter, codes: Bytes, stage: "_Stage") -> Keys:
         circle = wanted.small_circle
-        if circle is None or stage.engine != "auto" or not is_for_pieces(len(codes), len(self)):
+        if circle is None or stage.engine not in ("auto", "gpu") or not is_for_pieces(len(codes), len(self)):
             return self._scan(self.select(wanted), codes, stage)
         found = pieces_near(circle, self._shards, self._first_rows, self._cells, self.live)
         return search_pieces(found.table, codes, stage.size, pool=self._pool, num_threads=self.num_threads)
