@@ -11,13 +11,14 @@ the standard variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_K
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -31,6 +32,8 @@ from placeray.errors import StorageError
 MANIFEST = "manifest.json"
 _LITTER = ".tmp-"  # in the names of files that are being written
 _UPLOAD_BYTES = 16 << 20  # a larger object is uploaded in pieces of this size
+# How S3 says that the condition of a write does not hold, or that two such writes met.
+_REFUSED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey", "404")
 # A larger local file is brought to disk in pieces of at least this size while it grows.
 _SYNC_BYTES = 16 << 20
 
@@ -279,6 +282,89 @@ def write_bytes(uri: str, data: bytes) -> None:
         file.write(data)
 
 
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Write one file unless there is one already, whoever else writes at the same moment; whether `data` is there now.
+
+    Raises:
+        StorageError: it cannot be written, or the object store knows no conditional writes.
+    """
+    full = resolve(uri)
+    if is_remote(full):
+        # A request that got through though its answer was lost is repeated, and then finds its own file.
+        return _put_if(full, data, IfNoneMatch="*") or read_bytes(full) == data
+    draft = f"{full}{_LITTER}{uuid.uuid4().hex[:12]}"
+    write_bytes(draft, data)
+    try:
+        with _explained(uri, write=True):
+            os.link(draft, full)
+    except StorageError:
+        if not os.path.exists(full):
+            raise
+        return read_bytes(full) == data
+    finally:
+        os.unlink(draft)
+    return True
+
+
+def update_bytes(uri: str, change: Callable[[bytes | None], bytes | None]) -> None:
+    """Replace the content of one small file by what `change` makes of it, whoever else does so at the same moment.
+
+    Args:
+        change: from the content, None where there is no file, to the new one, None to leave it. It is called again when
+            somebody else was faster.
+
+    Raises:
+        StorageError: as `create_bytes`.
+    """
+    full = resolve(uri)
+    if not is_remote(full):
+        os.makedirs(os.path.dirname(full), exist_ok=True)
+        with _explained(uri, write=True), open(f"{full}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a killed process loses it
+            changed = change(_read_if_there(full))
+            if changed is not None:
+                write_bytes(full, changed)
+        return
+    while True:
+        tag = _entity_tag(
+            full
+        )  # before the content: if that is newer, the tag does not fit and it is tried again
+        changed = change(None if tag is None else _read_if_there(full))
+        if changed is None or _put_if(full, changed, **({"IfMatch": tag} if tag else {"IfNoneMatch": "*"})):
+            return
+
+
+def _entity_tag(full: str) -> str | None:
+    """What an object store calls this content of an object; None when there is none."""
+    filesystem, path = _open_filesystem(full)
+    with _explained(full):
+        try:
+            return str(filesystem.info(path)["ETag"])
+        except FileNotFoundError:
+            return None
+
+
+def _put_if(full: str, data: bytes, **condition: str) -> bool:
+    """Write an object if a condition holds at that moment; whether it did."""
+    if not full.startswith("s3://"):
+        raise StorageError(f"{full}: only s3:// and local paths can be written by several at once")
+    filesystem, path = _open_filesystem(full)
+    with _explained(full, write=True):
+        try:
+            filesystem.pipe_file(path, data, **condition)
+        except OSError as error:
+            if _code(error) in _REFUSED:
+                return False
+            raise
+    return True
+
+
+def _code(error: OSError) -> str:
+    """The code of an answer of S3, such as NoSuchKey."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    return str(answer.get("Error", {}).get("Code", ""))
+
+
 class FileWriter:
     """A new file, written piece by piece, that a reader sees as a whole or not at all.
 
@@ -432,7 +518,12 @@ def read_json(uri: str) -> Any:
 
 def write_json(uri: str, value: Any) -> None:
     """Write a value as JSON, all or nothing; the same value gives the same bytes."""
-    write_text(uri, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    write_bytes(uri, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """The bytes that `write_json` writes."""
+    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
@@ -468,7 +559,10 @@ def local_path(uri: str) -> Path:
     """
     full = resolve(uri)
     if is_remote(full):
-        raise StorageError(f"{full} is in an object store; this step needs a local path, copy it first")
+        raise StorageError(
+            f"{full} is in an object store and this step needs a local path: take one, and copy from or to there (a "
+            "map with jobs/copy_map.py)"
+        )
     return Path(full)
 
 

@@ -4,9 +4,9 @@
     <output>/work/<part>.report.json  what was done, with the key of map, queries and settings
     <output>/manifest.json            last; says which version of which map answered
 
-An actor opens the map once and searches with as many threads as it has CPUs: threads share the map's memory and
-processes on one machine share only its page cache, so one actor a machine is best. The version is looked up once;
-a map that is updated meanwhile does not mix into the answers.
+An actor opens the map once (of a map in an object store: its machine's copy) and searches with as many threads as it
+has CPUs: threads share the map's memory and processes on one machine share only its page cache, so one actor a machine
+is best. The version is looked up once; a map that is updated meanwhile does not mix into the answers.
 """
 
 import time
@@ -21,7 +21,7 @@ from placeray.contracts import table_manifest, validate_table
 from placeray.datasets.writing import write_parquet
 from placeray.errors import ConfigError, ContractError, DataError
 from placeray.evaluation.run import load_calibration
-from placeray.retrieval.manifest import fingerprint
+from placeray.retrieval.manifest import check_model, fingerprint, read_map_manifest
 from placeray.retrieval.many import CONTRACT, SearchConfig, answer_queries, without_position
 from placeray.retrieval.place_map import PlaceMap
 
@@ -153,13 +153,19 @@ def search_many(
 def _checked_map(
     place_map: str, version: str | None, asked: Mapping[str, Any], queries: str
 ) -> dict[str, Any]:
-    """The manifest of the map, when the queries fit it; all its files are there."""
+    """The manifest of the map, when the queries fit it; of a local one all files are there, workers copy the other."""
     if asked["contract"] != "descriptors/v1":
         raise DataError(f"{queries} holds {asked['contract']}, no described photos: run jobs/embed.py first")
-    made = asked["properties"]
-    with PlaceMap.open(place_map, version=version, num_threads=1) as opened:
-        opened.check_model(made["model_id"], made["code_bits"], made["descriptor_dim"], made["preprocessing"])
-        return opened.manifest
+    if storage.is_remote(place_map):
+        manifest = read_map_manifest(place_map, version)
+    else:
+        with PlaceMap.open(place_map, version=version, num_threads=1) as opened:
+            manifest = opened.manifest
+    asked_of = {
+        key: asked["properties"][key] for key in ("model_id", "code_bits", "descriptor_dim", "preprocessing")
+    }
+    check_model(manifest, f"the map {place_map}", **asked_of)
+    return manifest
 
 
 def _plan(queries: str, files: list[dict[str, Any]], how: list[Any]) -> list[Part]:

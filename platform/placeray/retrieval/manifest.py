@@ -1,6 +1,6 @@
 """The manifests of a map: one immutable document per version, and CURRENT, the name of the version to open.
 
-    <map>/CURRENT                  one line, such as v0002; replaced by rename
+    <map>/CURRENT                  one line, such as v0002; replaced by rename, or by a conditional write of S3
     <map>/v0002/manifest.json      [index_manifest/v1], written when all its shards are there
     <map>/shards/<shard id>/       named by content and never rewritten, so versions share shards
     <map>/tombstones/              removed rows of shards, likewise
@@ -10,12 +10,9 @@ that is how a later placeray can add what changes answers (removed photos, for e
 giving wrong ones. Unknown keys elsewhere are additions that a reader may ignore.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import re
-import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -102,6 +99,32 @@ def check_format(document: Any, where: str) -> None:
         )
 
 
+def check_model(
+    manifest: Manifest, where: str, model_id: str, code_bits: int, descriptor_dim: int, preprocessing: str
+) -> None:
+    """Raises MapError when queries described so cannot be compared with the map that is called `where`.
+
+    The commonest silent failure of such systems: the answers of another model look like answers.
+    """
+    mine = manifest["model"]
+    theirs = {
+        "model_id": model_id,
+        "code_bits": code_bits,
+        "descriptor_dim": descriptor_dim,
+        "preprocessing": preprocessing,
+    }
+    different = [
+        f"{key} {theirs[key]!r} instead of {mine[key]!r}" for key in theirs if theirs[key] != mine[key]
+    ]
+    if different:
+        named = mine.get("registered")
+        made_by = f" of {named['name']} version {named['version']}" if named else ""
+        raise MapError(
+            f"the queries do not fit {where}{made_by}: {', '.join(different)}; "
+            "describe them with the model of the map, or build the map with theirs"
+        )
+
+
 def compose(plan: Mapping[str, Any], shards: list[dict[str, Any]]) -> Manifest:
     """The manifest of a map, without its version, from its plan and all shard.json in order."""
     entries, first_row = [], 0
@@ -159,22 +182,21 @@ def publish(root: str, manifest: Manifest, *, parent: str | None = None) -> Mani
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     validate_document(complete, "index_manifest/v1")
-    _write_once(storage.join(root, name, storage.MANIFEST), complete, name)
+    write_once(root, complete)
     advance(root)
     return complete
 
 
-def _write_once(uri: str, manifest: Manifest, name: str) -> None:
-    """Write a manifest whole, unless there is one: a link is made or refused in one step, whoever else writes."""
-    final = storage.local_path(uri)
-    draft = final.with_name(f".{uuid.uuid4().hex}.draft")
-    storage.write_json(str(draft), manifest)
-    try:
-        os.link(draft, final)
-    except FileExistsError:
-        raise MapError(f"another update published {name} meanwhile: run it again") from None
-    finally:
-        draft.unlink()
+def write_once(root: str, manifest: Manifest) -> None:
+    """Write the manifest of a version, unless there is one.
+
+    Raises:
+        MapError: there is another one.
+    """
+    name = manifest["version"]
+    uri = storage.join(root, name, storage.MANIFEST)
+    if not storage.create_bytes(uri, storage.json_bytes(manifest)):
+        raise MapError(f"another update published {name} meanwhile: run it again")
 
 
 def advance(root: str) -> None:
@@ -184,9 +206,12 @@ def advance(root: str) -> None:
             return
     except MapError:
         pass  # no CURRENT yet, or a damaged one
-    with storage.local_path(storage.join(root, ".current.lock")).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a killed process loses it
-        make_current(root, versions(root)[-1])
+
+    def newest(found: bytes | None) -> bytes | None:
+        name = f"{versions(root)[-1]}\n".encode()
+        return None if found == name else name
+
+    storage.update_bytes(storage.join(root, CURRENT), newest)
 
 
 def make_current(root: str, version: str) -> None:

@@ -24,6 +24,7 @@ from placeray.retrieval.answers import SearchResult, first_of_each
 from placeray.retrieval.build import rows_schema
 from placeray.retrieval.cells import NO_POSITION
 from placeray.retrieval.codes import Bytes, hamming
+from placeray.retrieval.copies import local_copy
 from placeray.retrieval.damage import Damaged, joined_masks, open_shards
 from placeray.retrieval.exhaustive import search_exhaustive
 from placeray.retrieval.filters import Filter, cover_area, select
@@ -40,7 +41,7 @@ from placeray.retrieval.float_store import FloatStores
 from placeray.retrieval.gpu_scan import GpuCodes
 from placeray.retrieval.inverted import InvertedLists
 from placeray.retrieval.lists import verify as verify_lists
-from placeray.retrieval.manifest import Manifest, current_version, read_map_manifest
+from placeray.retrieval.manifest import Manifest, check_model, current_version, read_map_manifest
 from placeray.retrieval.merge import Keys, distances_of, rows_of
 from placeray.retrieval.near import pieces_near
 from placeray.retrieval.queries import checked_queries
@@ -132,7 +133,7 @@ class PlaceMap:
         damaged: Damaged = "refuse",
         verify: bool = False,
     ) -> "PlaceMap":
-        """Open a map folder at its current or a named version.
+        """Open a map folder at its current or a named version; of one in an object store, this machine's copy.
 
         Args:
             num_threads: threads of one search; all cores when None.
@@ -143,7 +144,11 @@ class PlaceMap:
         Raises:
             MapError: no map, a damaged one, or one of a newer format; the message names the file. A damaged
             manifest is refused in any case.
+            StorageError: the object store fails.
         """
+        if storage.is_remote(storage.resolve(uri)):
+            version = version or current_version(uri)
+            uri = local_copy(uri, version)
         while True:
             name = version or current_version(uri)
             try:
@@ -194,27 +199,8 @@ class PlaceMap:
         return int(self.manifest["model"]["descriptor_dim"])
 
     def check_model(self, model_id: str, code_bits: int, descriptor_dim: int, preprocessing: str) -> None:
-        """Raises MapError when queries described so cannot be compared with this map.
-
-        The commonest silent failure of such systems: the answers of another model look like answers.
-        """
-        mine = self.manifest["model"]
-        theirs = {
-            "model_id": model_id,
-            "code_bits": code_bits,
-            "descriptor_dim": descriptor_dim,
-            "preprocessing": preprocessing,
-        }
-        different = [
-            f"{key} {theirs[key]!r} instead of {mine[key]!r}" for key in theirs if theirs[key] != mine[key]
-        ]
-        if different:
-            named = mine.get("registered")
-            made_by = f" of {named['name']} version {named['version']}" if named else ""
-            raise MapError(
-                f"the queries do not fit {self._where}{made_by}: {', '.join(different)}; "
-                "describe them with the model of the map, or build the map with theirs"
-            )
+        """Raises MapError when queries described so cannot be compared with this map."""
+        check_model(self.manifest, self._where, model_id, code_bits, descriptor_dim, preprocessing)
 
     def verify(self) -> None:
         """Compare the checksums of all files. Raises MapError naming the first that has changed."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_map import give_lists
 
 from placeray.errors import MapError
 from placeray.retrieval import inverted, map_lists, popcount_scan
@@ -14,14 +15,7 @@ from placeray.retrieval.calibration import choose, lists_needed
 from placeray.retrieval.codes import hamming
 from placeray.retrieval.compact import compact
 from placeray.retrieval.lists import open_lists, verify
-from placeray.retrieval.manifest import publish, read_map_manifest
 from placeray.retrieval.map_lists import (
-    build_lists,
-    calibrate,
-    calibrated,
-    learn_quantizer,
-    plan_runs,
-    queries_of_descriptors,
     wanted_lists,
 )
 from placeray.retrieval.place_map import PlaceMap
@@ -37,18 +31,6 @@ def draw_streets(rng: np.random.Generator, places: int, bits: int = 128) -> Any:
     centres = rng.integers(0, 256, (places, bits // 8), dtype=np.uint8)
     flips = rng.random((places * 5, bits)) < 0.125
     return np.repeat(centres, 5, axis=0) ^ np.packbits(flips, axis=1)
-
-
-def give_lists(root: str, config: IndexConfig, queries: str | None = None) -> dict[str, Any]:
-    """What the index job does after the last shard, without Ray."""
-    manifest = read_map_manifest(root)
-    quantizer = learn_quantizer(root, manifest, wanted_lists(config, manifest))
-    runs = plan_runs(manifest, quantizer)
-    for run in runs:
-        build_lists(root, run)
-    asked = None if queries is None else queries_of_descriptors(queries, manifest)
-    found = calibrate(root, manifest, quantizer, config, asked, num_threads=2)
-    return publish(root, calibrated(manifest, quantizer, runs, found))
 
 
 def test_training_is_deterministic_and_fills_every_list() -> None:

@@ -124,7 +124,7 @@ def test_the_second_of_two_writers_is_told(city: Any, monkeypatch: pytest.Monkey
         finish_update(second, [])
     assert run_update(root, UpdateConfig(remove=("photo-000002",)))["counts"]["removed"] == 2
     assert current_version(root) == "v0003"
-    assert not list(Path(root).rglob("*.draft"))
+    assert not list(Path(root).rglob("*.tmp-*"))
     monkeypatch.setattr(manifests, "KNOWN_FEATURES", frozenset())
     with pytest.raises(MapError, match="needs tombstones, which placeray"):
         PlaceMap.open(root)

@@ -1,0 +1,167 @@
+"""Maps in an object store: several writers, copies there and back, and search of a machine's own copy."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from s3_proxy import Proxy
+from small_map import build_map, give_lists, write_descriptors
+
+pytest.importorskip("ray")
+
+from placeray import storage
+from placeray.cluster.searching import SearchWorker, search_many
+from placeray.cluster.updating import update_map
+from placeray.errors import MapError, StorageError
+from placeray.retrieval.copies import copy_map, local_copy
+from placeray.retrieval.manifest import advance, current_version, publish, read_map_manifest, versions
+from placeray.retrieval.many import SearchConfig
+from placeray.retrieval.place_map import PlaceMap
+from placeray.retrieval.plan import IndexConfig
+from placeray.retrieval.update import UpdateConfig, run_update
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACERAY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def city(tmp_path: Path) -> tuple[str, Any, Any]:
+    """A map of three shards with lists, its codes and floats."""
+    rng = np.random.default_rng(0)
+    codes, floats = rng.integers(0, 256, (50, 8), dtype=np.uint8), rng.standard_normal((50, 8))
+    floats /= np.linalg.norm(floats, axis=1, keepdims=True)
+    root = build_map(
+        write_descriptors(str(tmp_path / "descriptors"), codes, floats),
+        str(tmp_path / "map"),
+        rows_per_shard=20,
+    )
+    give_lists(root, IndexConfig(lists=5))
+    return root, codes, floats.astype(np.float32)
+
+
+def test_a_file_is_created_once(bucket: str) -> None:
+    uri = f"{bucket}/once"
+    assert storage.create_bytes(uri, b"mine")
+    assert not storage.create_bytes(uri, b"theirs")
+    assert storage.create_bytes(uri, b"mine")  # as after an answer that was lost
+    assert storage.read_bytes(uri) == b"mine"
+
+
+@pytest.mark.parametrize("at_first", [None, b"0"])
+def test_an_update_that_was_overtaken_is_made_again(bucket: str, at_first: bytes | None) -> None:
+    uri = f"{bucket}/counter-{at_first}"
+    if at_first is not None:
+        storage.write_bytes(uri, at_first)
+    seen: list[bytes | None] = []
+
+    def plus_one(found: bytes | None) -> bytes:
+        seen.append(found)
+        if len(seen) < 4:  # somebody else is faster three times
+            storage.write_bytes(uri, b"%d" % (10 * len(seen)))
+        return b"%d" % (int(found or 0) + 1)
+
+    storage.update_bytes(uri, plus_one)
+    assert seen == [at_first, b"10", b"20", b"30"]
+    assert storage.read_bytes(uri) == b"31"
+    storage.update_bytes(uri, lambda _: None)
+    assert storage.read_bytes(uri) == b"31"
+
+
+def test_of_two_publishers_the_second_is_told(bucket: str, city: tuple[str, Any, Any]) -> None:
+    root = f"{bucket}/two"
+    copy_map(city[0], root)
+    newest = versions(root)[-1]
+    manifest = read_map_manifest(root)
+    published = publish(root, manifest, parent=newest)
+    with pytest.raises(MapError, match="another update published v0003 meanwhile: run it again"):
+        publish(root, {**manifest, "build_key": "0" * 64}, parent=newest)
+    assert (current_version(root), read_map_manifest(root)) == (published["version"], published)
+    storage.write_text(f"{root}/CURRENT", "v0001\n")  # a writer killed before its last step
+    advance(root)
+    assert current_version(root) == "v0003"
+
+
+def test_there_and_back_and_searched_where_it_lies(bucket: str, city: tuple[str, Any, Any]) -> None:
+    root, codes, floats = city
+    there = f"{bucket}/maps/city"
+    copy_map(root, there)
+    with PlaceMap.open(there, verify=True) as far, PlaceMap.open(root) as near:
+        assert far.manifest == near.manifest
+        for mode in ("exact", "ivf"):
+            one, two = (
+                opened.search(codes, floats, top_k=5, shortlist=20, mode=mode) for opened in (far, near)
+            )
+            np.testing.assert_array_equal(one.rows, two.rows)
+            np.testing.assert_array_equal(one.similarity, two.similarity)
+        run_update(root, UpdateConfig(remove=("photo-000007",)))
+        assert copy_map(root, there).files_copied == 1  # which photo is gone
+        with PlaceMap.open(there) as newer:
+            assert (far.version, far.num_live) == ("v0002", 50)
+            assert (newer.version, newer.num_live) == ("v0003", 49)
+            assert newer.root == far.root
+
+
+def test_old_versions_leave_the_copy_of_a_machine(bucket: str, city: tuple[str, Any, Any]) -> None:
+    root, there = city[0], f"{bucket}/maps/kept"
+    for photo in range(4):
+        run_update(root, UpdateConfig(remove=(f"photo-{photo:06d}",)))
+        copy_map(root, there)
+        folder = local_copy(there)
+    assert versions(folder) == ["v0005", "v0006"]
+    assert versions(local_copy(there, "v0003")) == ["v0003", "v0005", "v0006"]  # asked for by name
+    assert len(versions(there)) == 4
+
+
+def test_a_folder_of_queries_is_searched_by_workers_with_copies(
+    bucket: str, city: tuple[str, Any, Any], tmp_path: Path
+) -> None:
+    root, codes, floats = city
+    there = f"{bucket}/maps/many"
+    copy_map(root, there)
+    queries = write_descriptors(str(tmp_path / "queries"), codes[:9], floats[:9])
+    outputs = []
+    for place_map in (there, root):
+        output = str(tmp_path / f"answers-{len(outputs)}")
+        worker = SearchWorker(place_map, "v0002", output, SearchConfig().model_dump(mode="json"), None, 1)
+        part = {"name": "0", "path": "0.parquet", "uri": f"{queries}/part/0.parquet", "rows": 9, "key": "k"}
+        worker(part)
+        outputs.append(Path(output, "0.parquet").read_bytes())
+    assert outputs[0] == outputs[1]
+    stranger = write_descriptors(str(tmp_path / "strangers"), codes[:9], floats[:9], model_id="b" * 64)
+    with pytest.raises(MapError, match=f"do not fit the map {there}: model_id"):
+        search_many(SearchConfig(), stranger, there, str(tmp_path / "none"))
+
+
+def test_an_outage_is_one_sentence_and_the_copy_goes_on(
+    bucket: str, city: tuple[str, Any, Any], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    there = f"{bucket}/maps/outage"
+    uploads = [0]
+
+    def after_five(number: int, method: str, path: str) -> str | None:
+        uploads[0] += method == "PUT"
+        return "reset" if uploads[0] > 5 else None
+
+    proxy.fault = after_five
+    with pytest.raises(StorageError, match=f"^{there}.*: the object store"):
+        copy_map(city[0], there)
+    proxy.fault = lambda number, method, path: None
+    assert not versions(there)
+    copied = copy_map(city[0], there)
+    assert 0 < copied.files_copied < copied.files
+    with PlaceMap.open(there, verify=True) as place_map:
+        assert len(place_map) == 50
+
+
+def test_a_map_is_written_where_it_can_be_mapped(bucket: str, city: tuple[str, Any, Any]) -> None:
+    there = f"{bucket}/maps/written"
+    copy_map(city[0], there)
+    before = storage.file_sizes(there)
+    for update in (run_update, lambda root, config: update_map(config, root, None)):
+        with pytest.raises(StorageError, match=r"needs a local path.*jobs/copy_map\.py"):
+            update(there, UpdateConfig(remove=("photo-000001",)))
+    assert storage.file_sizes(there) == before
