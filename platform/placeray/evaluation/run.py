@@ -46,7 +46,7 @@ class SystemConfig(Config):
     """One model with the map and the queries it described."""
 
     label: str = Field(min_length=1, description="how the page calls it, such as trained")
-    map: str = Field(min_length=1, description="map folder that the index job wrote")
+    map: str = Field(min_length=1, description="map that the index job wrote, local or s3://")
     queries: str = Field(min_length=1, description="descriptors folder of the queries, from the same model")
 
 

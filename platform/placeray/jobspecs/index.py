@@ -18,7 +18,8 @@ class IndexJob(Config):
     )
     output: str = Field(
         min_length=1,
-        description="folder of the map, on a local disk; other descriptors make a new version of it",
+        description="folder of the map, on a disk; other descriptors make a new version of it. copy_map takes it to an "
+        "object store",
     )
     queries: str | None = Field(
         default=None,

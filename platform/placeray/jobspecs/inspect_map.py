@@ -11,7 +11,7 @@ from placeray.retrieval.self_check import CheckConfig
 class InspectMapJob(Config):
     """A map in, its account out."""
 
-    map: str = Field(min_length=1, description="map folder that the index job wrote")
+    map: str = Field(min_length=1, description="map that the index job wrote, local or s3://")
     version: str | None = Field(default=None, description="such as v0001; null takes the current one")
     check: CheckConfig = Field(default=CheckConfig(), description="how the map is tried on its own photos")
     verify: bool = Field(default=False, description="read all files again and compare their checksums")

@@ -18,7 +18,7 @@ class LocalizeJob(Config):
         min_length=1,
         description="what the map was made with: checkpoint folder, published file, or models:/name@alias",
     )
-    map: str = Field(min_length=1, description="map folder that the index job wrote")
+    map: str = Field(min_length=1, description="map that the index job wrote, local or s3://")
     damaged: Damaged = Field(
         default="refuse",
         description="damaged shards refuse the map, or are left out and named on stderr (skip)",

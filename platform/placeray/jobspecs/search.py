@@ -12,7 +12,7 @@ class SearchJob(Config):
     """Described photos and a map in, answers out."""
 
     queries: str = Field(min_length=1, description="folder of described photos that embed wrote")
-    map: str = Field(min_length=1, description="map folder that the index job wrote")
+    map: str = Field(min_length=1, description="map that the index job wrote, local or s3://")
     version: str | None = Field(default=None, description="such as v0001; null takes the current one")
     output: str = Field(min_length=1, description="folder of the answers")
     calibration: str | None = Field(
