@@ -335,11 +335,14 @@ def update_bytes(uri: str, change: Callable[[bytes | None], bytes | None]) -> No
 
 
 def _entity_tag(full: str) -> str | None:
-    """What an object store calls this content of an object; None when there is none."""
+    """What an object store calls this content of an object; None when there is none.
+
+    Without its quotation marks: S3 takes it either way, Ceph with them compares them too.
+    """
     filesystem, path = _open_filesystem(full)
     with _explained(full):
         try:
-            return str(filesystem.info(path)["ETag"])
+            return str(filesystem.info(path)["ETag"]).strip('"')
         except FileNotFoundError:
             return None
 

@@ -68,6 +68,7 @@ def test_an_update_that_was_overtaken_is_made_again(bucket: str, at_first: bytes
     assert storage.read_bytes(uri) == b"31"
     storage.update_bytes(uri, lambda _: None)
     assert storage.read_bytes(uri) == b"31"
+    assert '"' not in str(storage._entity_tag(uri))  # Ceph never finds a quoted one to match
 
 
 def test_of_two_publishers_the_second_is_told(bucket: str, city: tuple[str, Any, Any]) -> None:
