@@ -15,7 +15,9 @@ import fcntl
 import hashlib
 import json
 import os
+import random
 import re
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +35,7 @@ MANIFEST = "manifest.json"
 _LITTER = ".tmp-"  # in the names of files that are being written
 _UPLOAD_BYTES = 16 << 20  # a larger object is uploaded in pieces of this size
 # How S3 says that the condition of a write does not hold, or that two such writes met.
+_UPDATE_ATTEMPTS = 100
 _REFUSED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey", "404")
 # A larger local file is brought to disk in pieces of at least this size while it grows.
 _SYNC_BYTES = 16 << 20
@@ -325,13 +328,14 @@ def update_bytes(uri: str, change: Callable[[bytes | None], bytes | None]) -> No
             if changed is not None:
                 write_bytes(full, changed)
         return
-    while True:
-        tag = _entity_tag(
-            full
-        )  # before the content: if that is newer, the tag does not fit and it is tried again
+    for _ in range(_UPDATE_ATTEMPTS):
+        # Before the content: if that is newer, the tag does not fit and it is tried again.
+        tag = _entity_tag(full)
         changed = change(None if tag is None else _read_if_there(full))
         if changed is None or _put_if(full, changed, **({"IfMatch": tag} if tag else {"IfNoneMatch": "*"})):
             return
+        time.sleep(random.uniform(0, 0.1))
+    raise StorageError(f"{full}: others changed it {_UPDATE_ATTEMPTS} times meanwhile; run it again")
 
 
 def _entity_tag(full: str) -> str | None:
@@ -563,8 +567,8 @@ def local_path(uri: str) -> Path:
     full = resolve(uri)
     if is_remote(full):
         raise StorageError(
-            f"{full} is in an object store and this step needs a local path: take one, and copy from or to there (a "
-            "map with jobs/copy_map.py)"
+            f"{full} is in an object store and this step needs a local path; maps are copied from "
+            "and to object stores by jobs/copy_map.py"
         )
     return Path(full)
 

@@ -8,18 +8,21 @@ after their files, the manifest after these, CURRENT last; a reader of the copy 
 import fcntl
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import xxhash
 
 from placeray import storage
-from placeray.errors import MapError
+from placeray.errors import MapError, StorageError
 from placeray.retrieval.build import SHARD_FILE
 from placeray.retrieval.lists import LISTS_FILE, QUANTIZER_FILE
 from placeray.retrieval.manifest import (
+    CURRENT,
     Manifest,
     advance,
     current_version,
@@ -73,6 +76,8 @@ def copy_map(
     Every byte that is copied is compared with the checksum that it was built with. CURRENT of the copy becomes the
     newest version that is there.
 
+    Only versions that both have are compared: give each map a folder of its own.
+
     Args:
         progress: is told after each file how many bytes are copied, and of how many.
 
@@ -86,7 +91,8 @@ def copy_map(
         raise MapError(f"{source} is the map itself: copy it to another folder")
     manifest = read_map_manifest(source, version)
     name = manifest["version"]
-    _check_same_map(source, target)
+    if not _is_same_map(source, target):
+        raise MapError(f"{target} has other versions of the same names than {source}: choose another folder")
     files, records = _contents(source, manifest)
     there = storage.file_sizes(target)
     missing = [file for file in files if there.get(file.path) != file.bytes]
@@ -105,7 +111,7 @@ def local_copy(uri: str, version: str | None = None) -> str:
     """The folder of this machine's copy of a map in an object store, with a version of it, CURRENT when None.
 
     It lies below $PLACERAY_CACHE, or ~/.cache/placeray. Processes that want the same map wait for one another. Older
-    versions of the copy go when a new one comes.
+    versions of the copy go when a new one comes, and all of it when the map was replaced by another.
 
     Raises:
         MapError, StorageError: as `copy_map`.
@@ -113,28 +119,53 @@ def local_copy(uri: str, version: str | None = None) -> str:
     remote = storage.resolve(uri)
     name = version or current_version(remote)
     cache = storage.resolve(os.environ.get("PLACERAY_CACHE") or "~/.cache/placeray")
-    key = hashlib.sha256(remote.encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{os.environ.get('AWS_ENDPOINT_URL', '')} {remote}".encode()).hexdigest()[:16]
     folder = storage.local_path(storage.join(cache, "maps", f"{remote.rsplit('/', 1)[1]}-{key}"))
-    if not (folder / name / storage.MANIFEST).is_file():
+    manifest = storage.read_bytes(storage.join(remote, name, storage.MANIFEST))
+    if _has(folder / name, manifest):
+        return str(folder)
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".copying.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a killed process loses it
-            copy_map(remote, str(folder), name)
-            if name == versions(str(folder))[-1]:
-                prune(str(folder), VERSIONS_KEPT)
+        lock = (folder / ".copying.lock").open("w")
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: {error.strerror}; PLACERAY_CACHE says where copies of maps lie"
+        ) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a killed process loses it
+        if not _has(folder / name, manifest):
+            _fetch(remote, folder, name)
     return str(folder)
 
 
-def _check_same_map(source: str, target: str) -> None:
-    """Raises MapError when a version that both have is not the same one."""
+def _fetch(remote: str, folder: Path, name: str) -> None:
+    """Copy a version, in place of what is left of a map that was replaced; the newest ends all but VERSIONS_KEPT."""
+    storage.remove_litter(str(folder))
+    if not _is_same_map(remote, str(folder)):
+        for old in folder.iterdir():
+            if old.is_dir():
+                shutil.rmtree(old)
+        (folder / CURRENT).unlink(missing_ok=True)
+    copy_map(remote, str(folder), name)
+    if name == versions(str(folder))[-1]:
+        prune(str(folder), VERSIONS_KEPT)
+
+
+def _has(folder: Path, manifest: bytes) -> bool:
+    """Whether the folder of a version has this manifest."""
+    found = folder / storage.MANIFEST
+    return found.is_file() and found.read_bytes() == manifest
+
+
+def _is_same_map(source: str, target: str) -> bool:
+    """Whether the versions that both have are the same ones."""
     for name in sorted(set(versions(source)) & set(versions(target))):
         one, two = (
             storage.read_bytes(storage.join(root, name, storage.MANIFEST)) for root in (source, target)
         )
         if one != two:
-            raise MapError(
-                f"{target} has another {name} than {source}: it is another map, choose another folder"
-            )
+            return False
+    return True
 
 
 def _contents(root: str, manifest: Manifest) -> tuple[list[File], dict[str, bytes]]:
@@ -151,8 +182,15 @@ def _contents(root: str, manifest: Manifest) -> tuple[list[File], dict[str, byte
     for number, folder in enumerate(lists):
         path = storage.join(folder, LISTS_FILE if number else QUANTIZER_FILE)
         record = storage.read_json(storage.join(root, path))
+        if not isinstance(record, dict) or "files" not in record:
+            raise MapError(f"{storage.join(root, path)} is damaged: restore it, then copy again")
         files += _listed(folder, record)
         records[path] = storage.json_bytes(record)
+    for path in [*(file.path for file in files), *records]:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise MapError(
+                f"a manifest of {root} names {path!r}, which is not inside the map: it is not copied"
+            )
     return files, records
 
 

@@ -19,6 +19,8 @@ from placeray.retrieval.merge import NOBODY, Keys, best, distance_keys
 
 # What faiss selects on a GPU at most.
 MAX_ASKED = 2048
+# A few queries occupy a small part of a GPU only. Not measured: nobody has run this on one yet.
+MIN_QUERIES = 64
 
 
 class NearestCodes(Protocol):
@@ -72,9 +74,12 @@ class GpuCodes:
 
         Args:
             otherwise: searches those of the queries that the GPU cannot answer to the last tie.
+
+        Raises:
+            RuntimeError: the memory of the GPU is full, as faiss says it.
         """
-        asked = min(2 * size + 128, self._index.ntotal)
-        if not 0 < asked <= MAX_ASKED:
+        asked = min(2 * size + 128, MAX_ASKED, self._index.ntotal)
+        if not asked or (asked <= size and asked < self._index.ntotal):
             return otherwise(queries)
         with self._lock:
             distances, numbers = self._index.search(np.ascontiguousarray(queries), asked)

@@ -39,15 +39,24 @@ def versions(root: str) -> list[str]:
     """The published versions of a map, oldest first; empty when there is no map."""
     if not storage.exists(root):
         return []
-    folders = {uri.split("/")[-2] for uri in storage.list_files(root, f"/{storage.MANIFEST}")}
-    return sorted((name for name in folders if _VERSION.fullmatch(name)), key=lambda name: int(name[1:]))
+    start = len(storage.resolve(root)) + 1  # other maps may lie in folders below this one
+    found = [uri[start:] for uri in storage.list_files(root, f"/{storage.MANIFEST}")]
+    names = [path.removesuffix(f"/{storage.MANIFEST}") for path in found]
+    return sorted((name for name in names if _VERSION.fullmatch(name)), key=lambda name: int(name[1:]))
 
 
 def current_version(root: str) -> str:
-    """The version that CURRENT names. Raises MapError when there is no map or CURRENT is damaged."""
+    """The version that CURRENT names.
+
+    Raises:
+        MapError: there is no map, or CURRENT is damaged.
+        StorageError: CURRENT cannot be read (rights, network, disk).
+    """
     try:
         name = storage.read_text(storage.join(root, CURRENT)).strip()
     except StorageError:
+        if storage.exists(storage.join(root, CURRENT)):
+            raise
         raise MapError(
             f"{storage.resolve(root)} is no finished map, it has no file {CURRENT}: run jobs/index.py (again)"
         ) from None

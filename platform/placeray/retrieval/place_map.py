@@ -181,7 +181,7 @@ class PlaceMap:
     def close(self) -> None:
         """End the search threads and leave the GPU."""
         self._pool.shutdown()
-        self._gpu = None
+        self._gpu, self._no_gpu = None, "the map is closed"
 
     @property
     def version(self) -> str:
@@ -381,22 +381,34 @@ class PlaceMap:
                 codes, stage.size, nprobe, pool=self._pool, num_threads=self.num_threads
             )
         if stage.within is None:
-            gpu = self._gpu_for(stage.engine)
-            if gpu is None:
-                return self._scan(self._ranges, codes, stage)
-            return gpu.search(codes, stage.size, lambda some: self._scan(self._ranges, some, stage))
+            return self._scan_all(codes, stage)
         keys = np.empty((len(codes), stage.size), dtype=np.uint64)
         for wanted, queries in _alike(stage.within, len(codes)):
             keys[queries] = self._scan_filtered(wanted, codes[queries], stage)
         return keys
 
-    def _gpu_for(self, engine: Engine) -> GpuCodes | None:
+    def _scan_all(self, codes: Bytes, stage: "_Stage") -> Keys:
+        gpu = self._gpu_for(stage.engine, len(codes))
+        if gpu is not None:
+            try:
+                return gpu.search(codes, stage.size, lambda some: self._scan(self._ranges, some, stage))
+            except RuntimeError as error:
+                self._leave_gpu(error)
+        return self._scan(self._ranges, codes, stage)
+
+    def _leave_gpu(self, error: RuntimeError) -> None:
+        """Search on the CPU from now on, and say why."""
+        self._gpu, self._no_gpu = None, f"the GPU has no room ({' '.join(str(error).split())})"
+        warnings.warn(f"{self._where} is searched on the CPU: {self._no_gpu}", stacklevel=2)
+
+    def _gpu_for(self, engine: Engine, num_queries: int) -> GpuCodes | None:
         """The GPU with the codes of the map, where a scan of all of them is to use one.
 
         Raises:
             MapError: engine is "gpu", and there is none with room for the codes.
         """
-        wanted = engine == "gpu" or (engine == "auto" and len(self) >= MIN_ROWS_FOR_NUMBA)
+        worth_it = num_queries >= gpu_scan.MIN_QUERIES and len(self) >= MIN_ROWS_FOR_NUMBA
+        wanted = engine == "gpu" or (engine == "auto" and worth_it)
         if not wanted or not self._ranges:
             return None
         with self._gpu_lock:
@@ -404,8 +416,7 @@ class PlaceMap:
                 try:
                     self._gpu = GpuCodes(self._ranges)
                 except RuntimeError as error:
-                    self._no_gpu = f"its codes do not fit the GPU ({str(error).splitlines()[0]})"
-                    warnings.warn(f"{self._where} is searched on the CPU: {self._no_gpu}", stacklevel=2)
+                    self._leave_gpu(error)
             found = self._gpu
         if found is None and engine == "gpu":
             raise MapError(
