@@ -116,6 +116,31 @@ def test_old_versions_leave_the_copy_of_a_machine(bucket: str, city: tuple[str, 
     assert len(versions(there)) == 4
 
 
+def test_a_map_that_was_replaced_is_not_answered_from_the_old_copy(
+    bucket: str, city: tuple[str, Any, Any], tmp_path: Path
+) -> None:
+    there = f"{bucket}/maps/replaced"
+    copy_map(city[0], there)
+    local_copy(there)
+    for path in storage.file_sizes(there):
+        storage.remove(f"{there}/{path}")
+    codes, floats = city[1][:7], city[2][:7]
+    other = build_map(write_descriptors(str(tmp_path / "few"), codes, floats), str(tmp_path / "other"))
+    give_lists(other, IndexConfig(lists=2))
+    copy_map(other, there)
+    with PlaceMap.open(there, verify=True) as place_map:
+        assert (place_map.version, len(place_map)) == ("v0002", 7)
+
+
+def test_an_outage_is_not_taken_for_a_missing_map(
+    bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    proxy.fault = lambda number, method, path: "reset"
+    with pytest.raises(StorageError, match="the object store"):
+        PlaceMap.open(f"{bucket}/maps/city")
+
+
 def test_a_folder_of_queries_is_searched_by_workers_with_copies(
     bucket: str, city: tuple[str, Any, Any], tmp_path: Path
 ) -> None:

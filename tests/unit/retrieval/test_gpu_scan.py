@@ -95,14 +95,14 @@ def test_only_what_is_tied_beyond_the_cut_is_searched_again() -> None:
 
 def test_more_than_a_gpu_selects_is_searched_otherwise() -> None:
     codes = np.random.default_rng(0).integers(0, 256, (3000, 64), dtype=np.uint8)
-    expected = np.zeros((2, 1000), dtype=np.uint64)
-    found = GpuCodes([CodeRange(codes, 0)], AnyOfEqual).search(codes[:2], 1000, lambda _: expected)
+    expected = np.zeros((2, 2048), dtype=np.uint64)
+    found = GpuCodes([CodeRange(codes, 0)], AnyOfEqual).search(codes[:2], 2048, lambda _: expected)
     assert found is expected
 
 
 @pytest.fixture
 def a_map(make_descriptors: Make, make_map: Make, draw_tied: Make) -> tuple[str, Any, Any]:
-    codes, floats = draw_tied(np.random.default_rng(1), 300, 128, 16)
+    codes, floats = draw_tied(np.random.default_rng(1), 300, 512, 16)
     return make_map(make_descriptors(codes, floats), rows_per_shard=100), codes, floats
 
 
@@ -121,13 +121,13 @@ def assert_same_as_faiss(a_map: tuple[str, Any, Any]) -> None:
 def test_a_map_uses_the_gpu_that_faiss_sees(
     a_map: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = AnyOfEqual(128)
+    made = AnyOfEqual(512)
     monkeypatch.setattr(gpu_scan, "available", lambda: True)
     monkeypatch.setattr(gpu_scan.GpuCodes.__init__, "__defaults__", (lambda _: made,))
     assert_same_as_faiss(a_map)
     assert made.asked == 9
     with PlaceMap.open(a_map[0]) as place_map:  # a map of 300 photos is not worth a copy to the GPU
-        place_map.search(a_map[1][:9], None, top_k=10)
+        place_map.search(a_map[1][:64], None, top_k=10)
     assert made.asked == 9
 
 
@@ -147,10 +147,10 @@ def test_a_gpu_that_is_too_small_is_named_and_left_alone(
     monkeypatch.setattr(gpu_scan.GpuCodes.__init__, "__defaults__", (too_small,))
     monkeypatch.setattr("placeray.retrieval.place_map.MIN_ROWS_FOR_NUMBA", 0)
     with PlaceMap.open(root) as place_map:
-        with pytest.warns(UserWarning, match="is searched on the CPU: its codes do not fit the GPU"):
-            found = place_map.search(codes[:3], None, top_k=10)
+        with pytest.warns(UserWarning, match="is searched on the CPU: the GPU has no room"):
+            found = place_map.search(codes[:64], None, top_k=10)
         assert (found.rows >= 0).all()
-        with pytest.raises(MapError, match="cannot be searched on a GPU: its codes do not fit"):
+        with pytest.raises(MapError, match="cannot be searched on a GPU: the GPU has no room"):
             place_map.search(codes[:3], None, top_k=10, engine="gpu")
 
 
