@@ -239,8 +239,8 @@ class PlaceMap:
             nprobe:      lists of ivf; what the map was calibrated to when None.
             within:      which photos may answer, for all queries or one for each; always exact.
             one_per_panorama: answer with the best photo of each panorama only.
-            engine:      how an exact stage 1 scans; all give the same answer. auto takes the GPU that faiss sees for many
-                queries against all codes of a large map, where they fit its memory.
+            engine:      how an exact stage 1 scans; all give the same answer. auto takes the GPU that faiss sees for
+                many queries against all codes of a large map, where they fit its memory.
 
         Raises:
             MapError: the queries do not fit the map or what was asked for needs a branch that its model
