@@ -34,8 +34,8 @@ from placeray.errors import StorageError
 MANIFEST = "manifest.json"
 _LITTER = ".tmp-"  # in the names of files that are being written
 _UPLOAD_BYTES = 16 << 20  # a larger object is uploaded in pieces of this size
+_UPDATE_ATTEMPTS = 100  # of a file that others change too
 # How S3 says that the condition of a write does not hold, or that two such writes met.
-_UPDATE_ATTEMPTS = 100
 _REFUSED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey", "404")
 # A larger local file is brought to disk in pieces of at least this size while it grows.
 _SYNC_BYTES = 16 << 20
@@ -321,12 +321,13 @@ def update_bytes(uri: str, change: Callable[[bytes | None], bytes | None]) -> No
     """
     full = resolve(uri)
     if not is_remote(full):
-        os.makedirs(os.path.dirname(full), exist_ok=True)
-        with _explained(uri, write=True), open(f"{full}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a killed process loses it
-            changed = change(_read_if_there(full))
-            if changed is not None:
-                write_bytes(full, changed)
+        with _explained(uri, write=True):
+            os.makedirs(os.path.dirname(full), exist_ok=True)
+            with open(f"{full}.lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # a killed process loses it
+                changed = change(_read_if_there(full))
+                if changed is not None:
+                    write_bytes(full, changed)
         return
     for _ in range(_UPDATE_ATTEMPTS):
         # Before the content: if that is newer, the tag does not fit and it is tried again.

@@ -19,8 +19,9 @@ from placeray.retrieval.merge import NOBODY, Keys, best, distance_keys
 
 # What faiss selects on a GPU at most.
 MAX_ASKED = 2048
-# A few queries occupy a small part of a GPU only. Not measured: nobody has run this on one yet.
-MIN_QUERIES = 64
+# A few queries occupy a small part of a GPU only, and a small map is searched before its codes are there. Not measured:
+# nobody has run this on one yet.
+MIN_QUERIES, MIN_ROWS = 64, 200_000
 
 
 class NearestCodes(Protocol):
@@ -52,14 +53,17 @@ class GpuCodes:
     """The codes of a map in the memory of a GPU, 64 bytes for one of 512 bits."""
 
     def __init__(
-        self, ranges: Sequence[CodeRange], make_index: Callable[[int], NearestCodes] = index_on_gpu
+        self, ranges: Sequence[CodeRange], make_index: Callable[[int], NearestCodes] | None = None
     ) -> None:
         """Copy the codes of `ranges`, at least one, in row order; there may be gaps between them.
+
+        Args:
+            make_index: an empty index for codes of so many bits, `index_on_gpu` when None.
 
         Raises:
             RuntimeError: the memory of the GPU is too small, as faiss says it.
         """
-        self._index = make_index(ranges[0].codes.shape[1] * 8)
+        self._index = (make_index or index_on_gpu)(ranges[0].codes.shape[1] * 8)
         self._first_rows = np.array([piece.first_row for piece in ranges], dtype=np.int64)
         lengths = [len(piece.codes) for piece in ranges]
         self._starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)

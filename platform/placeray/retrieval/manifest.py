@@ -223,11 +223,6 @@ def advance(root: str) -> None:
     storage.update_bytes(storage.join(root, CURRENT), newest)
 
 
-def make_current(root: str, version: str) -> None:
-    """Let readers that open the map from now on see this version; others keep the one they opened."""
-    storage.write_text(storage.join(root, CURRENT), version + "\n")
-
-
 def _around(boxes: list[list[float]]) -> list[float] | None:
     """West, south, east, north around several such boxes."""
     if not boxes:

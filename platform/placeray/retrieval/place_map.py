@@ -29,7 +29,6 @@ from placeray.retrieval.damage import Damaged, joined_masks, open_shards
 from placeray.retrieval.exhaustive import search_exhaustive
 from placeray.retrieval.filters import Filter, cover_area, select
 from placeray.retrieval.first_stage import (
-    MIN_ROWS_FOR_NUMBA,
     CodeRange,
     Engine,
     is_for_pieces,
@@ -408,7 +407,7 @@ class PlaceMap:
         Raises:
             MapError: engine is "gpu", and there is none with room for the codes.
         """
-        worth_it = num_queries >= gpu_scan.MIN_QUERIES and len(self) >= MIN_ROWS_FOR_NUMBA
+        worth_it = num_queries >= gpu_scan.MIN_QUERIES and len(self) >= gpu_scan.MIN_ROWS
         wanted = engine == "gpu" or (engine == "auto" and worth_it)
         if not wanted or not self._ranges:
             return None

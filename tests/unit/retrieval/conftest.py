@@ -2,11 +2,14 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 from small_map import build_map, write_descriptors
+
+from placeray.retrieval.first_stage import make_pool
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -61,3 +64,10 @@ def draw_random() -> Callable[..., tuple[Any, Any]]:
         return rng.integers(0, 256, (count, bits // 8), dtype=np.uint8), unit
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Three search threads."""
+    with make_pool(3) as threads:
+        yield threads

@@ -1,6 +1,6 @@
 """Stage 1 returns exactly the (distance, row)-smallest rows, by every engine and any split over threads."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -24,12 +24,6 @@ from placeray.retrieval.first_stage import (
 from placeray.retrieval.merge import distances_of, rows_of
 
 Make = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with make_pool(3) as threads:
-        yield threads
 
 
 def search_slowly(codes: Any, queries: Any, size: int, allowed: Any = None) -> list[list[tuple[int, int]]]:

@@ -1,6 +1,6 @@
 """A scan on a GPU gives what any other gives, though a GPU keeps whichever it likes of equal distances."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from placeray.errors import MapError
 from placeray.retrieval import gpu_scan
 from placeray.retrieval.codes import hamming
-from placeray.retrieval.first_stage import CodeRange, make_pool, search_codes
+from placeray.retrieval.first_stage import CodeRange, search_codes
 from placeray.retrieval.gpu_scan import GpuCodes
 from placeray.retrieval.place_map import PlaceMap
 
@@ -40,12 +40,6 @@ class AnyOfEqual:
         backwards = np.broadcast_to(-np.arange(self.ntotal), distances.shape)
         order = np.lexsort((backwards, distances))[:, :k]
         return np.take_along_axis(distances, order, axis=1), order
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with make_pool(2) as threads:
-        yield threads
 
 
 @settings(max_examples=60, deadline=None)
@@ -123,7 +117,7 @@ def test_a_map_uses_the_gpu_that_faiss_sees(
 ) -> None:
     made = AnyOfEqual(512)
     monkeypatch.setattr(gpu_scan, "available", lambda: True)
-    monkeypatch.setattr(gpu_scan.GpuCodes.__init__, "__defaults__", (lambda _: made,))
+    monkeypatch.setattr(gpu_scan, "index_on_gpu", lambda _: made)
     assert_same_as_faiss(a_map)
     assert made.asked == 9
     with PlaceMap.open(a_map[0]) as place_map:  # a map of 300 photos is not worth a copy to the GPU
@@ -144,8 +138,8 @@ def test_a_gpu_that_is_too_small_is_named_and_left_alone(
 
     root, codes, _ = a_map
     monkeypatch.setattr(gpu_scan, "available", lambda: True)
-    monkeypatch.setattr(gpu_scan.GpuCodes.__init__, "__defaults__", (too_small,))
-    monkeypatch.setattr("placeray.retrieval.place_map.MIN_ROWS_FOR_NUMBA", 0)
+    monkeypatch.setattr(gpu_scan, "index_on_gpu", too_small)
+    monkeypatch.setattr(gpu_scan, "MIN_ROWS", 0)
     with PlaceMap.open(root) as place_map:
         with pytest.warns(UserWarning, match="is searched on the CPU: the GPU has no room"):
             found = place_map.search(codes[:64], None, top_k=10)

@@ -15,9 +15,7 @@ from placeray.retrieval.calibration import choose, lists_needed
 from placeray.retrieval.codes import hamming
 from placeray.retrieval.compact import compact
 from placeray.retrieval.lists import open_lists, verify
-from placeray.retrieval.map_lists import (
-    wanted_lists,
-)
+from placeray.retrieval.map_lists import wanted_lists
 from placeray.retrieval.place_map import PlaceMap
 from placeray.retrieval.plan import IndexConfig
 from placeray.retrieval.quantizer import nearest, train

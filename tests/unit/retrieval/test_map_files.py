@@ -12,7 +12,7 @@ import pytest
 from placeray import storage
 from placeray.errors import MapError, StorageError
 from placeray.retrieval.build import build_shard, checksum, finished_shard
-from placeray.retrieval.manifest import current_version, find_build, make_current, read_map_manifest, versions
+from placeray.retrieval.manifest import current_version, find_build, read_map_manifest, versions
 from placeray.retrieval.place_map import PlaceMap
 from placeray.retrieval.plan import IndexConfig, plan_map
 
@@ -132,7 +132,7 @@ def test_versions_share_shards_and_readers_keep_theirs(small: str, make_map: Mak
                 other.search(codes, None, top_k=7).rows.tolist()
                 == old.search(codes, None, top_k=7).rows.tolist()
             )
-    make_current(root, "v0002")
+    (Path(root) / "CURRENT").write_text("v0002\n")
     with PlaceMap.open(root) as current:
         assert current.version == "v0002"
 
