@@ -1,5 +1,8 @@
 """Maps in an object store: several writers, copies there and back, and search of a machine's own copy."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from placeray.retrieval.manifest import advance, current_version, publish, read_
 from placeray.retrieval.many import SearchConfig
 from placeray.retrieval.place_map import PlaceMap
 from placeray.retrieval.plan import IndexConfig
+from placeray.retrieval.prune import prune
 from placeray.retrieval.update import UpdateConfig, run_update
 
 
@@ -114,6 +118,59 @@ def test_old_versions_leave_the_copy_of_a_machine(bucket: str, city: tuple[str, 
     assert versions(folder) == ["v0005", "v0006"]
     assert versions(local_copy(there, "v0003")) == ["v0003", "v0005", "v0006"]  # asked for by name
     assert len(versions(there)) == 4
+
+
+def test_a_version_that_goes_while_it_is_opened_is_fetched_again(
+    bucket: str, city: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process of the machine fetches newer versions between the copying and the opening of an older one."""
+    there = f"{bucket}/maps/busy"
+    copy_map(city[0], there, "v0001")
+    for photo in range(3):
+        run_update(city[0], UpdateConfig(remove=(f"photo-{photo:06d}",)))
+        copy_map(city[0], there)
+    read, tries = read_map_manifest, []
+
+    def read_too_late(root: str, version: str) -> Any:
+        tries.append(version)
+        if len(tries) == 1:
+            prune(root, 1, force=True)
+            local_copy(there)
+            prune(root, 1, force=True)
+        return read(root, version)
+
+    monkeypatch.setattr("placeray.retrieval.place_map.read_map_manifest", read_too_late)
+    with PlaceMap.open(there, version="v0003", verify=True) as place_map:
+        assert (place_map.version, place_map.num_live) == ("v0003", 49)
+    assert tries == ["v0003", "v0003"]
+
+
+def test_two_machines_search_their_own_copies(
+    bucket: str, city: tuple[str, Any, Any], tmp_path: Path
+) -> None:
+    """A Ray of two raylets whose caches are different folders, as on two machines."""
+    root, codes, floats = city
+    there = f"{bucket}/maps/machines"
+    copy_map(root, there)
+    queries = write_descriptors(str(tmp_path / "queries"), codes[:24], floats[:24], num_files=8)
+    given = {
+        "map": there,
+        "queries": queries,
+        "output": str(tmp_path / "two"),
+        "caches": str(tmp_path / "caches"),
+    }
+    driver = Path(__file__).with_name("search_driver.py")
+    done = subprocess.run(
+        [sys.executable, str(driver), json.dumps(given)], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for machine in ("one", "two"):
+        (copied,) = (tmp_path / "caches" / machine / "maps").iterdir()
+        assert versions(str(copied)) == ["v0002"]
+    search_many(SearchConfig(), queries, root, str(tmp_path / "alone"))
+    for number in range(8):
+        one, two = (tmp_path / folder / "part" / f"{number}.parquet" for folder in ("two", "alone"))
+        assert one.read_bytes() == two.read_bytes()
 
 
 def test_a_map_that_was_replaced_is_not_answered_from_the_old_copy(

@@ -84,8 +84,8 @@ def run_parts(
     Args:
         parts:         JSON-able dicts. `name` says in messages which part it is; `rows`, where every part has
                        it, is what the progress bar counts (otherwise it counts parts).
-        worker_cls:    importable class; one instance per actor, made with `worker_kwargs`, called with one
-        part. describe:      verb of the job for progress and messages, such as "normalize".
+        worker_cls:    importable class; one instance per actor, made with `worker_kwargs`, called with one part.
+        describe:      verb of the job for progress and messages, such as "normalize".
         num_workers:   actors at most; fewer when there are fewer parts or the cluster has fewer CPUs.
         num_cpus:      Ray CPUs of one actor; `num_gpus` likewise.
         done:          report of a part that an earlier run finished, or None; such parts are not run again.

@@ -40,7 +40,13 @@ from placeray.retrieval.float_store import FloatStores
 from placeray.retrieval.gpu_scan import GpuCodes
 from placeray.retrieval.inverted import InvertedLists
 from placeray.retrieval.lists import verify as verify_lists
-from placeray.retrieval.manifest import Manifest, check_model, current_version, read_map_manifest
+from placeray.retrieval.manifest import (
+    Manifest,
+    check_model,
+    current_version,
+    read_map_manifest,
+    versions,
+)
 from placeray.retrieval.merge import Keys, distances_of, rows_of
 from placeray.retrieval.near import pieces_near
 from placeray.retrieval.queries import checked_queries
@@ -74,6 +80,17 @@ def _alike(within: Filter | Sequence[Filter], num_queries: int) -> list[tuple[Fi
     for q, wanted in enumerate(within):
         alike.setdefault(wanted, []).append(q)
     return list(alike.items())
+
+
+def _was_pruned(uri: str, root: str, name: str, asked: str | None) -> bool:
+    """Whether a version went between two steps of opening it and opening again helps. Anything else is damage.
+
+    Of the map itself the next version is there; the copy of a machine, where another process fetched newer versions,
+    is filled again.
+    """
+    if asked is None and current_version(uri) != name:
+        return True
+    return root != uri and name not in versions(root)
 
 
 def default_shortlist(num_rows: int) -> int:
@@ -145,20 +162,18 @@ class PlaceMap:
             manifest is refused in any case.
             StorageError: the object store fails.
         """
-        if storage.is_remote(storage.resolve(uri)):
-            version = version or current_version(uri)
-            uri = local_copy(uri, version)
+        remote = storage.is_remote(storage.resolve(uri))
         while True:
             name = version or current_version(uri)
+            root = local_copy(uri, name) if remote else uri
             try:
-                manifest = read_map_manifest(uri, name)
-                found = cls(uri, manifest, num_threads=num_threads, damaged=damaged, verify=verify)
+                manifest = read_map_manifest(root, name)
+                found = cls(root, manifest, num_threads=num_threads, damaged=damaged, verify=verify)
             except MapError:
-                # Replaced and pruned between two steps: the next version is there. Anything else is damage.
-                if version is not None or current_version(uri) == name:
+                if not _was_pruned(uri, root, name, version):
                     raise
                 continue
-            if not found.damaged or version is not None or current_version(uri) == name:
+            if not found.damaged or not _was_pruned(uri, root, name, version):
                 return found
             found.close()  # what looked damaged may have been pruned
 
