@@ -4,7 +4,9 @@
 
 frozen forward      the backbone alone, no gradients
 float, hash         our recipes
-two branches        the hash recipe as published: the frozen float branch is computed and thrown away
+two branches        the hash recipe as published: timm's blocks, adapters as published, and the frozen float branch
+                    computed in training mode and thrown away (attention by torch's own kernel)
+two own branches    the same with our blocks and adapters: what leaving out the float branch saves by itself
 in-block adapters   the same adapters inside the blocks, so that gradients pass through the frozen backbone
 full fine-tune      every weight of the backbone is trained, with the same head
                     (these two with attention as the published backbone writes it; `fused` with torch's own kernel)
@@ -32,6 +34,7 @@ from placeray.model.gem import GemConfig
 from placeray.model.precision import autocast, is_native
 from placeray.model.recipes import RECIPES, RecipeName, prepare
 from placeray.model.selavpr import Descriptors, ModelConfig, SelaVPR, build_model
+from placeray.model.sign import straight_through_sign
 
 PHOTOS_PER_PLACE = 4
 TARGETS = {
@@ -85,6 +88,7 @@ def ratios(seconds: dict[str, float], saved: dict[str, int]) -> dict[str, float]
         "float_vs_inblock_adapters": seconds["float"] / seconds["in-block adapters"],
         "float_vs_inblock_adapters_saved": saved["float"] / saved["in-block adapters"],
         "hash_vs_two_branch": seconds["hash"] / seconds["two branches"],
+        "hash_vs_two_own_branches": seconds["hash"] / seconds["two own branches"],
         "float_vs_frozen_forward": seconds["float"] / seconds["frozen forward"],
         "float_vs_published_adapter": seconds["float"] / seconds["published adapter"],
         "float_vs_published_adapter_saved": saved["float"] / saved["published adapter"],
@@ -110,7 +114,8 @@ def make_steps(backbone: str, images: Tensor) -> tuple[SelaVPR, dict[str, Step]]
         "frozen forward": frozen,
         "float": partial(with_recipe, "float"),
         "hash": partial(with_recipe, "hash"),
-        "two branches": partial(with_recipe, "hash", reference=True),
+        "two branches": partial(published_two_branches, model, images, labels),
+        "two own branches": partial(with_recipe, "hash", reference=True),
         "in-block adapters": partial(inblock_step, model, images, labels),
         "full fine-tune": partial(full_step, model, images, labels, fused=False),
         "full fine-tune fused": partial(full_step, model, images, labels, fused=True),
@@ -178,6 +183,36 @@ def full_step(model: SelaVPR, images: Tensor, labels: Tensor, fused: bool) -> No
         learn(model, Descriptors(described, None, None), labels, "float")
     finally:
         backbone.vit.requires_grad_(False)
+
+
+def published_two_branches(model: SelaVPR, images: Tensor, labels: Tensor) -> None:
+    """Stage 2 of the published code: both branches carry every token, only the code branch learns."""
+    with forward_replaced(published_adapter):
+        prepare(model, "hash", reference=True)
+        backbone, grid = model.backbone, model.backbone.grid(images)
+        branches = [branch for branch in (model.float_branch, model.code_branch) if branch is not None]
+        start, *streams = blocks_of_timm(model, images)
+        totals = [start for _ in branches]
+        for index, stream in enumerate(streams):
+            totals = [
+                total + branch.adapters[index](total + stream, grid)
+                for total, branch in zip(totals, branches, strict=True)
+            ]
+        described, logits = (
+            branch.head(backbone.norm(total)[:, backbone.num_prefix_tokens :], grid)
+            for total, branch in zip(totals, branches, strict=True)
+        )
+        learn(model, Descriptors(described, logits, straight_through_sign(logits)), labels, "hash")
+
+
+@torch.no_grad()
+def blocks_of_timm(model: SelaVPR, images: Tensor) -> list[Tensor]:
+    """`Backbone.streams` by timm's own forward of a block."""
+    backbone = model.backbone
+    streams = [next(backbone.streams(images))]
+    for block in backbone.vit.blocks[backbone.first_adapted_block :]:
+        streams.append(block(streams[-1]))
+    return streams
 
 
 def published_step(model: SelaVPR, images: Tensor, labels: Tensor) -> None:
