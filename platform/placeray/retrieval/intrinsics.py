@@ -30,7 +30,7 @@ _RUN = 48  # nibbles summed in bytes before they are widened: 48 * 4 = 192 < 256
 
 _BYTE, _SHORT, _INT, _LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _BYTES16, _BYTES32 = ir.VectorType(_BYTE, 16), ir.VectorType(_BYTE, 32)
-_SHORTS32 = ir.VectorType(_SHORT, 32)
+_SHORTS32, _LONGS8 = ir.VectorType(_SHORT, 32), ir.VectorType(_LONG, 8)
 
 
 def can_look_up() -> bool:
@@ -66,13 +66,86 @@ def _at(builder: ir.IRBuilder, base: Any, offset: Any, kind: ir.Type) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def popcount(typing_context: Any, word: Any) -> Any:
-    """Set bits of a 64-bit word; in a loop over a block it becomes vector instructions."""
+def count_words(typing_context: Any, block: Any, queries: Any, query: Any, distances: Any) -> Any:
+    """Distances (BLOCK,) uint16 of a word-major block (W, BLOCK) to one of queries (Q, W); returns the smallest.
+
+    All sums of a block stay in registers, eight codes in each.
+    """
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        return builder.ctpop(arguments[0])
+        codes = _array(context, builder, signature.args[0], arguments[0])
+        asked = _array(context, builder, signature.args[1], arguments[1])
+        result = _array(context, builder, signature.args[3], arguments[3])
+        num_words = builder.extract_value(asked.shape, 1)
+        first = builder.mul(arguments[2], num_words)
+        sums = [cgutils.alloca_once(builder, _LONGS8) for _ in range(BLOCK // 8)]
+        for total in sums:
+            builder.store(ir.Constant(_LONGS8, [0] * 8), total)
+        with cgutils.for_range_slice(builder, _const(0), num_words, _const(1), _LONG) as (word, _):
+            place = builder.shl(builder.add(first, word), _const(3))
+            wanted = _spread(builder, builder.load(_at(builder, asked.data, place, _LONG)), 8)
+            row = builder.mul(word, _const(8 * BLOCK))
+            for group, total in enumerate(sums):
+                place = _at(builder, codes.data, builder.add(row, _const(64 * group)), _LONGS8)
+                bits = _bits(builder, builder.xor(builder.load(place, align=64), wanted))
+                builder.store(builder.add(builder.load(total), bits), total)
+        smallest = builder.load(sums[0])
+        for group, total in enumerate(sums):
+            value = builder.load(total)
+            short = builder.trunc(value, ir.VectorType(_SHORT, 8))
+            builder.store(short, _at(builder, result.data, _const(16 * group), short.type), align=2)
+            smallest = builder.select(builder.icmp_unsigned("<", value, smallest), value, smallest)
+        return _reduced(builder, "umin", smallest)
 
-    return types.uint64(types.uint64), emit
+    return types.uint64(block, queries, types.int64, distances), emit
+
+
+def _spread(builder: ir.IRBuilder, value: Any, count: int) -> Any:
+    """A vector of `count` times the same value."""
+    kind = ir.VectorType(value.type, count)
+    alone = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_INT, 0))
+    return builder.shuffle_vector(alone, alone, ir.Constant(ir.VectorType(_INT, count), [0] * count))
+
+
+def _bits(builder: ir.IRBuilder, vector: Any) -> Any:
+    """The set bits of each of eight words."""
+    kind = ir.FunctionType(_LONGS8, [_LONGS8])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.ctpop.v8i64"), [vector])
+
+
+def _reduced(builder: ir.IRBuilder, how: str, vector: Any) -> Any:
+    """The smallest (umin) or the sum (add) of a vector of integers."""
+    kind = vector.type
+    name = f"llvm.vector.reduce.{how}.v{kind.count}i{kind.element.width}"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind.element, [kind]), name)
+    return builder.call(function, [vector])
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def mark_below(typing_context: Any, distances: Any, limit: Any, marks: Any) -> Any:
+    """Which of distances (BLOCK,) uint16 are below a limit, as bits of marks (BLOCK / 32,) uint32, lowest first."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        values = _array(context, builder, signature.args[0], arguments[0])
+        result = _array(context, builder, signature.args[2], arguments[2])
+        limits = _spread(builder, builder.trunc(arguments[1], _SHORT), 32)
+        for group in range(BLOCK // 32):
+            place = _at(builder, values.data, _const(64 * group), _SHORTS32)
+            below = builder.icmp_unsigned("<", builder.load(place, align=2), limits)
+            builder.store(builder.bitcast(below, _INT), _at(builder, result.data, _const(4 * group), _INT))
+        return context.get_dummy_value()
+
+    return types.void(distances, types.uint64, marks), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def lowest_bit(typing_context: Any, word: Any) -> Any:
+    """The place of the lowest set bit of a word that has one."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.uint64), emit
 
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
@@ -130,15 +203,19 @@ def _store_nibbles(builder: ir.IRBuilder, columns: list[Any], target: Any, byte:
 
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def look_up_block(typing_context: Any, block: Any, query: Any, table: Any, distances: Any) -> Any:
-    """Distances (BLOCK,) uint16 of a split block to the nibbles (2 B,) of a query; returns the smallest."""
+def look_up_block(
+    typing_context: Any, block: Any, queries: Any, query: Any, table: Any, distances: Any
+) -> Any:
+    """Distances (BLOCK,) uint16 of a split block to one of the nibbles (Q, 2 B) of queries; returns the smallest."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         codes, asked, look, result = (
-            _array(context, builder, kind, value)
-            for kind, value in zip(signature.args, arguments, strict=True)
+            _array(context, builder, signature.args[which], arguments[which]) for which in (0, 1, 3, 4)
         )
-        count = builder.extract_value(asked.shape, 0)
+        count = builder.extract_value(asked.shape, 1)
+        wanted = builder.gep(
+            builder.bitcast(asked.data, _BYTE.as_pointer()), [builder.mul(arguments[2], count)]
+        )
         groups = range(BLOCK // 32)
         sums = [cgutils.alloca_once(builder, _BYTES32) for _ in groups]
         totals = [cgutils.alloca_once(builder, _SHORTS32) for _ in groups]
@@ -151,7 +228,7 @@ def look_up_block(typing_context: Any, block: Any, query: Any, table: Any, dista
             end = builder.select(builder.icmp_signed("<", end, count), end, count)
             with cgutils.for_range_slice(builder, first, end, _const(4), _LONG) as (nibble, _):
                 for step in range(4):
-                    _add_nibble(builder, builder.add(nibble, _const(step)), codes, asked, look, sums)
+                    _add_nibble(builder, builder.add(nibble, _const(step)), codes, wanted, look, sums)
             for part, total in zip(sums, totals, strict=True):
                 wide = builder.zext(builder.load(part), _SHORTS32)
                 builder.store(builder.add(builder.load(total), wide), total)
@@ -160,22 +237,19 @@ def look_up_block(typing_context: Any, block: Any, query: Any, table: Any, dista
             value = builder.load(total)
             builder.store(value, _at(builder, result.data, _const(64 * group), _SHORTS32), align=2)
             smallest = builder.select(builder.icmp_unsigned("<", value, smallest), value, smallest)
-        reduce = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_SHORT, [_SHORTS32]), "llvm.vector.reduce.umin.v32i16"
-        )
-        return builder.zext(builder.call(reduce, [smallest]), _LONG)
+        return builder.zext(_reduced(builder, "umin", smallest), _LONG)
 
-    return types.uint64(block, query, table, distances), emit
+    return types.uint64(block, queries, types.int64, table, distances), emit
 
 
 def _add_nibble(
-    builder: ir.IRBuilder, nibble: Any, codes: Any, asked: Any, look: Any, sums: list[Any]
+    builder: ir.IRBuilder, nibble: Any, codes: Any, wanted: Any, look: Any, sums: list[Any]
 ) -> None:
     """Add the differing bits of one nibble of all codes to the byte sums."""
     shuffle = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(_BYTES32, [_BYTES32, _BYTES32]), "llvm.x86.avx2.pshuf.b"
     )
-    offset = builder.zext(builder.load(_at(builder, asked.data, nibble, _BYTE)), _LONG)
+    offset = builder.zext(builder.load(_at(builder, wanted, nibble, _BYTE)), _LONG)
     half = builder.load(_at(builder, look.data, offset, _BYTES16), align=1)
     row = builder.shuffle_vector(half, half, ir.Constant(ir.VectorType(_INT, 32), [*range(16)] * 2))
     first = builder.mul(nibble, _const(BLOCK))
@@ -230,8 +304,8 @@ def read_u32(typing_context: Any, address: Any) -> Any:
 def differing(typing_context: Any, address: Any, queries: Any, query: Any) -> Any:
     """In how many bits the code at an address differs from row `query` of queries (Q, W) uint64.
 
-    Eight words at a time without a loop: left to itself, the compiler makes vector instructions of so short a loop
-    that are slower than the popcounts.
+    Eight words at a time without a loop: as one vector where the processor counts its bits, else word by word, for left
+    to itself the compiler makes vector instructions of so short a loop that are slower than the popcounts.
     """
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
@@ -240,6 +314,14 @@ def differing(typing_context: Any, address: Any, queries: Any, query: Any) -> An
         base = builder.add(builder.ptrtoint(asked.data, _LONG), builder.mul(arguments[2], width))
         total = cgutils.alloca_once(builder, _LONG)
         builder.store(_const(0), total)
+
+        def add_vector(offset: Any) -> None:
+            code, wanted = (
+                builder.load(_pointer(builder, builder.add(at, offset), _LONGS8), align=1)
+                for at in (arguments[0], base)
+            )
+            number = _reduced(builder, "add", _bits(builder, builder.xor(code, wanted)))
+            builder.store(builder.add(builder.load(total), number), total)
 
         def add_words(offset: Any, count: int) -> None:
             code, wanted = builder.add(arguments[0], offset), builder.add(base, offset)
@@ -253,11 +335,18 @@ def differing(typing_context: Any, address: Any, queries: Any, query: Any) -> An
             for number in counts:
                 builder.store(builder.add(builder.load(total), number), total)
 
-        whole = builder.and_(width, _const(~63))
-        with cgutils.for_range_slice(builder, _const(0), whole, _const(64), _LONG) as (offset, _):
-            add_words(offset, 8)
-        with cgutils.for_range_slice(builder, whole, width, _const(8), _LONG) as (offset, _):
-            add_words(offset, 1)
+        def add_eight(offset: Any) -> None:
+            add_vector(offset) if has_vector_popcount() else add_words(offset, 8)
+
+        with builder.if_else(builder.icmp_signed("==", width, _const(64))) as (usual, other):
+            with usual:
+                add_eight(_const(0))
+            with other:
+                whole = builder.and_(width, _const(~63))
+                with cgutils.for_range_slice(builder, _const(0), whole, _const(64), _LONG) as (offset, _):
+                    add_eight(offset)
+                with cgutils.for_range_slice(builder, whole, width, _const(8), _LONG) as (offset, _):
+                    add_words(offset, 1)
         return builder.load(total)
 
     return types.uint64(types.int64, queries, types.int64), emit
@@ -293,9 +382,6 @@ def dot_fetching(
         total = builder.load(sums[0])
         for part in sums[1:]:
             total = builder.add(total, builder.load(part))
-        reduce = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_INT, [ints]), "llvm.vector.reduce.add.v8i32"
-        )
-        return builder.sext(builder.call(reduce, [total]), _LONG)
+        return builder.sext(_reduced(builder, "add", total), _LONG)
 
     return types.int64(rows, types.int64, query, types.int64, types.int64, types.int64), emit

@@ -12,21 +12,22 @@ from placeray.retrieval.intrinsics import (
     BLOCK,
     can_look_up,
     compiled,
+    count_words,
     differing,
     dot_fetching,
     fetch,
     has_vector_popcount,
     look_up_block,
-    popcount,
+    lowest_bit,
+    mark_below,
     read_u8,
     read_u32,
     split_block,
 )
 from placeray.retrieval.merge import NOBODY
 
-WORDS_AT_ONCE = 64  # of a word-major block: its sums stay in registers
-# Fetched before they are needed: a memory access takes as long as comparing some 30 codes.
-ROWS_AHEAD = 48
+# Fetched before they are needed: a memory access takes as long as comparing some 30 codes, or 100 by vector popcounts.
+ROWS_AHEAD = 128 if has_vector_popcount() else 48
 # Of a piece that every query meets before the next ones are read: 64 KB at 512 bits, which stay in the cache.
 ROWS_AT_ONCE = 1024
 # Up to so many queries meet centroids one by one: splitting a block takes as long as comparing it with three queries.
@@ -148,20 +149,9 @@ def turn_words(codes: Any, words: Any, start: int, block: Any) -> None:
 
 
 @compiled
-def count_block(block: Any, query: Any, split: Any, table: Any, distances: Any) -> Any:
-    """Distances of a word-major block to one query; returns the smallest. The inner loop becomes vector popcounts."""
-    smallest = np.uint64(0xFFFF)
-    sums = np.empty(WORDS_AT_ONCE, dtype=np.uint64)
-    for start in range(0, BLOCK, WORDS_AT_ONCE):
-        sums[:] = np.uint64(0)
-        for w in range(len(query)):
-            word = query[w]
-            for j in range(WORDS_AT_ONCE):
-                sums[j] += popcount(block[w, start + j] ^ word)
-        for j in range(WORDS_AT_ONCE):
-            smallest = min(smallest, sums[j])
-            distances[start + j] = sums[j]
-    return smallest
+def count_block(block: Any, queries: Any, split: Any, q: int, table: Any, distances: Any) -> Any:
+    """Distances of a word-major block to one query; returns the smallest."""
+    return count_words(block, queries, q, distances)
 
 
 @compiled
@@ -171,9 +161,9 @@ def split_nibbles(codes: Any, words: Any, start: int, block: Any) -> None:
 
 
 @compiled
-def look_up(block: Any, query: Any, split: Any, table: Any, distances: Any) -> Any:
-    """The same by look-up: `split` is the query as nibbles() give it, `table` is NIBBLE_TABLE."""
-    return look_up_block(block, split, table, distances)
+def look_up(block: Any, queries: Any, split: Any, q: int, table: Any, distances: Any) -> Any:
+    """The same by look-up: `split` are the queries as nibbles() give them, `table` is NIBBLE_TABLE."""
+    return look_up_block(block, split, q, table, distances)
 
 
 LOOKUP = can_look_up() and not has_vector_popcount()
@@ -201,8 +191,9 @@ def scan_blocks(
     (Q, W); `block` is scratch(); `piece` (1, 4) as `scan_rows` wants it.
     """
     to_beat = state[2]
-    distances = np.zeros(BLOCK, dtype=np.uint16)
+    distances, marks = np.zeros(BLOCK, dtype=np.uint16), np.zeros(BLOCK // 32, dtype=np.uint32)
     first_row, allowed = piece[0, 2], piece[0, 3]
+    block_bytes = BLOCK * codes.shape[1]
     end = len(codes) // BLOCK * BLOCK
     for start in range(0, end, BLOCK):
         if allowed:
@@ -212,15 +203,22 @@ def scan_blocks(
             if not some:
                 continue
         _load_block(codes, words, start, block)
+        following = piece[0, 0] + (start + BLOCK) * codes.shape[1]
+        for line in range(0, block_bytes, 64):
+            fetch(following + line)
         for q in range(len(queries)):
-            smallest = _compare_block(block, queries[q], split[q], table, distances)
-            if smallest >= to_beat[q]:
+            if _compare_block(block, queries, split, q, table, distances) >= to_beat[q]:
                 continue
-            for j in range(BLOCK):
-                distance = np.uint64(distances[j])
-                if distance < to_beat[q] and (not allowed or read_u8(allowed + start + j)):
-                    key = (distance << np.uint64(32)) | np.uint64(first_row + start + j)
-                    push(state, q, key, size, histogram)
+            mark_below(distances, to_beat[q], marks)
+            for group in range(BLOCK // 32):
+                left = np.uint64(marks[group])
+                while left:
+                    j = 32 * group + lowest_bit(left)
+                    left &= left - np.uint64(1)
+                    distance = np.uint64(distances[j])
+                    if distance < to_beat[q] and (not allowed or read_u8(allowed + start + j)):
+                        key = (distance << np.uint64(32)) | np.uint64(first_row + start + j)
+                        push(state, q, key, size, histogram)
     rest = piece.copy()
     rest[0, 0] += end * codes.shape[1]
     rest[0, 1] -= end
@@ -273,7 +271,12 @@ def scan_lists(runs: Any, probes: Any, queries: Any, size: int, state: Any, hist
             continue
         # A second reader runs ROWS_AHEAD codes before the first and only fetches.
         ahead, fetched, until = 0, starts[0], ends[0]
-        lead = ROWS_AHEAD
+        for _ in range(ROWS_AHEAD):
+            fetch(fetched)
+            fetched += stride
+            if fetched >= until:
+                ahead = min(ahead + 1, filled - 1)
+                fetched, until = starts[ahead], ends[ahead]
         kept, count, limit = candidates[q], counts[q], to_beat[q]
         for r in range(len(runs)):
             codes, order, first_row = runs[r, 0], runs[r, 1], runs[r, 3]
@@ -282,13 +285,11 @@ def scan_lists(runs: Any, probes: Any, queries: Any, size: int, state: Any, hist
             for s in range(edges[r], edges[r + 1]):
                 code, end = starts[s], ends[s]
                 while code < end:
-                    for _ in range(lead):
-                        fetch(fetched)
-                        fetched += stride
-                        if fetched >= until:
-                            ahead = min(ahead + 1, filled - 1)
-                            fetched, until = starts[ahead], ends[ahead]
-                    lead = 1
+                    fetch(fetched)
+                    fetched += stride
+                    if fetched >= until:
+                        ahead = min(ahead + 1, filled - 1)
+                        fetched, until = starts[ahead], ends[ahead]
                     distance = differing(code, queries, q)
                     if distance < limit:
                         position = (code - codes) // stride
@@ -327,29 +328,51 @@ def choose_lists(
         for start in range(0, len(centroids), BLOCK):
             _load_block(centroids, centroid_words, start, block)
             for q in range(len(words)):
-                _compare_block(block, words[q], split[q], table, distances[q, start : start + BLOCK])
-    histogram = np.empty(64 * words.shape[1] + 1, dtype=np.int64)
+                _compare_block(block, words, split, q, table, distances[q, start : start + BLOCK])
+    histograms = np.empty((4, 64 * words.shape[1] + 1), dtype=np.int64)
+    marks = np.zeros(BLOCK // 32, dtype=np.uint32)
     for q in range(len(words)):
         row, chosen = distances[q, :num_lists], found[q]
-        histogram[:] = 0
-        for distance in row:
-            histogram[distance] += 1
+        histogram = count_each(row, histograms)
         limit, ties = cut(histogram, len(chosen))
         near_limit, near_ties = cut(histogram, num_first)
         near, far = 0, num_first
-        for c in range(num_lists):
-            distance = np.int64(row[c])
-            if distance > limit:
-                continue
-            if distance < near_limit or (distance == near_limit and near_ties > 0):
-                near_ties -= distance == near_limit
-                ties -= distance == limit
-                chosen[near] = c
-                near += 1
-            elif distance < limit or ties > 0:
-                ties -= distance == limit
-                chosen[far] = c
-                far += 1
+        for start in range(0, num_lists, BLOCK):
+            mark_below(distances[q, start : start + BLOCK], np.uint64(limit + 1), marks)
+            for group in range(BLOCK // 32):
+                left = np.uint64(marks[group])
+                while left:
+                    c = start + 32 * group + lowest_bit(left)
+                    left &= left - np.uint64(1)
+                    if c >= num_lists:
+                        break
+                    distance = np.int64(row[c])
+                    if distance < near_limit or (distance == near_limit and near_ties > 0):
+                        near_ties -= distance == near_limit
+                        ties -= distance == limit
+                        chosen[near] = c
+                        near += 1
+                    elif distance < limit or ties > 0:
+                        ties -= distance == limit
+                        chosen[far] = c
+                        far += 1
+
+
+@compiled
+def count_each(values: Any, histograms: Any) -> Any:
+    """How often each value occurs; `histograms` (4, values) is room. Neighbours are counted in different ones: many are
+    equal, and a number that was just written cannot be read at once.
+    """
+    histograms[:] = 0
+    whole = len(values) // 4 * 4
+    for start in range(0, whole, 4):
+        for i in range(4):
+            histograms[i, values[start + i]] += 1
+    for i in range(whole, len(values)):
+        histograms[0, values[i]] += 1
+    for i in range(1, 4):
+        histograms[0] += histograms[i]
+    return histograms[0]
 
 
 @compiled
@@ -375,7 +398,7 @@ def nearest_of(
     for start in range(0, len(centroids), BLOCK):
         _load_block(centroids, centroid_words, start, block)
         for i in range(len(words)):
-            smallest = _compare_block(block, words[i], split[i], table, distances)
+            smallest = _compare_block(block, words, split, i, table, distances)
             if smallest < best[i]:
                 best[i] = smallest
                 j = 0

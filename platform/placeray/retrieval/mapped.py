@@ -1,6 +1,7 @@
 """Files read through memory maps: opened at once, resident only where touched, shared between processes."""
 
 import mmap
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +44,13 @@ class MappedFile:
 
 def check_size(path: Path, expected_bytes: int) -> None:
     """Raises MapError when a file of a map is missing, truncated or too long."""
-    if not path.is_file():
+    try:
+        found = path.stat()
+    except OSError:  # one step: between two the file could go with a version that is pruned
+        found = None
+    if found is None or not stat.S_ISREG(found.st_mode):
         raise MapError(f"{path} is missing: the map is damaged, {ADVICE}")
-    actual = path.stat().st_size
+    actual = found.st_size
     if actual != expected_bytes:
         raise MapError(
             f"{path} has {actual} bytes, its shard.json says {expected_bytes}: the map is damaged, {ADVICE}"

@@ -90,6 +90,14 @@ def test_all_ways_agree_on_many_blocks(draw_random: Make, words: int, masked: bo
         assert answers_of(collector.keys()) == expected, way
 
 
+def aligned(shape: tuple[int, int], kind: type) -> np.ndarray:
+    """Room that begins a cache line, as `kernels.scratch` gives it."""
+    size = shape[0] * shape[1] * np.dtype(kind).itemsize
+    raw = np.zeros(size + 64, dtype=np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(kind).reshape(shape)
+
+
 def test_both_ways_to_compare_a_block_are_right(draw_random: Make) -> None:
     """Whichever this processor does not use is tried too, where it can be."""
     kernels = pytest.importorskip("placeray.retrieval.kernels")
@@ -98,19 +106,20 @@ def test_both_ways_to_compare_a_block_are_right(draw_random: Make) -> None:
     words, split = codes.view(np.uint64), kernels.nibbles(queries)
     expected = hamming(queries, codes)
     distances = np.zeros(kernels.BLOCK, dtype=np.uint16)
-    by_words = np.zeros((3, kernels.BLOCK), dtype=np.uint64)
+    by_words = aligned((3, kernels.BLOCK), np.uint64)
     kernels.turn_words(codes, words, 0, by_words)
-    for q, query in enumerate(queries.view(np.uint64)):
-        smallest = kernels.count_block(by_words, query, split[q], kernels.NIBBLE_TABLE, distances)
+    asked = queries.view(np.uint64)
+    for q in range(len(queries)):
+        smallest = kernels.count_block(by_words, asked, split, q, kernels.NIBBLE_TABLE, distances)
         assert distances.tolist() == expected[q].tolist()
         assert smallest == expected[q].min()
     if not kernels.can_look_up():
         pytest.skip("this processor has no 32-byte shuffle")
-    by_nibbles = np.zeros((48, kernels.BLOCK), dtype=np.uint8)
+    by_nibbles = aligned((48, kernels.BLOCK), np.uint8)
     kernels.split_nibbles(codes, words, 0, by_nibbles)
     assert (by_nibbles[0::2] | by_nibbles[1::2] << 4 == codes.T).all()
-    for q, query in enumerate(queries.view(np.uint64)):
-        smallest = kernels.look_up(by_nibbles, query, split[q], kernels.NIBBLE_TABLE, distances)
+    for q in range(len(queries)):
+        smallest = kernels.look_up(by_nibbles, asked, split, q, kernels.NIBBLE_TABLE, distances)
         assert distances.tolist() == expected[q].tolist()
         assert smallest == expected[q].min()
 
