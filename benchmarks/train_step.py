@@ -4,13 +4,16 @@
 
 frozen forward      the backbone alone, no gradients
 float, hash         our recipes
+float by torch      the float recipe with every matrix product left to torch (`model/products.py`): another time only
+                    where oneDNN is the faster one. `bf16_vs_fp32` is against this one, `bf16_vs_float` against ours
 two branches        the hash recipe as published: timm's blocks, adapters as published, and the frozen float branch
                     computed in training mode and thrown away (attention by torch's own kernel)
 two own branches    the same with our blocks and adapters: what leaving out the float branch saves by itself
 in-block adapters   the same adapters inside the blocks, so that gradients pass through the frozen backbone
 full fine-tune      every weight of the backbone is trained, with the same head
                     (these two with attention as the published backbone writes it; `fused` with torch's own kernel)
-published adapter   the float recipe with adapters as published: channels-first copies, the cls token carried along
+published adapter   `float by torch` with adapters as published: channels-first copies, the cls token carried along;
+                    `float_vs_published_adapter` compares these two
 recomputed adapter  the float recipe with adapters that keep only their input and compute the rest again in backward
 
 Photos and weights are random. `_saved` ratios compare the bytes kept for backward. Takes about five minutes.
@@ -20,6 +23,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from unittest import mock
 
 import measure
 import torch
@@ -28,6 +32,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from placeray.losses import LossConfig, recipe_loss
+from placeray.model import products
 from placeray.model.adapter import MultiConvAdapter
 from placeray.model.backbone import BackboneConfig
 from placeray.model.gem import GemConfig
@@ -83,20 +88,23 @@ def ratios(seconds: dict[str, float], saved: dict[str, int]) -> dict[str, float]
     found = {
         "float_vs_full_finetune": seconds["float"] / seconds["full fine-tune"],
         "float_vs_full_finetune_saved": saved["float"] / saved["full fine-tune"],
+        "float_by_torch_vs_full_finetune": seconds["float by torch"] / seconds["full fine-tune"],
         "float_vs_full_finetune_fused": seconds["float"] / seconds["full fine-tune fused"],
         "float_vs_full_finetune_fused_saved": saved["float"] / saved["full fine-tune fused"],
         "float_vs_inblock_adapters": seconds["float"] / seconds["in-block adapters"],
         "float_vs_inblock_adapters_saved": saved["float"] / saved["in-block adapters"],
         "hash_vs_two_branch": seconds["hash"] / seconds["two branches"],
         "hash_vs_two_own_branches": seconds["hash"] / seconds["two own branches"],
+        "float_vs_float_by_torch": seconds["float"] / seconds["float by torch"],
         "float_vs_frozen_forward": seconds["float"] / seconds["frozen forward"],
-        "float_vs_published_adapter": seconds["float"] / seconds["published adapter"],
+        "float_vs_published_adapter": seconds["float by torch"] / seconds["published adapter"],
         "float_vs_published_adapter_saved": saved["float"] / saved["published adapter"],
         "recomputed_vs_float": seconds["recomputed adapter"] / seconds["float"],
         "recomputed_vs_float_saved": saved["recomputed adapter"] / saved["float"],
     }
     if "float bf16" in seconds:
-        found["bf16_vs_fp32"] = seconds["float bf16"] / seconds["float"]
+        found["bf16_vs_fp32"] = seconds["float bf16"] / seconds["float by torch"]
+        found["bf16_vs_float"] = seconds["float bf16"] / seconds["float"]
     return found
 
 
@@ -113,13 +121,14 @@ def make_steps(backbone: str, images: Tensor) -> tuple[SelaVPR, dict[str, Step]]
     steps: dict[str, Step] = {
         "frozen forward": frozen,
         "float": partial(with_recipe, "float"),
+        "float by torch": partial(by_torch, partial(with_recipe, "float")),
         "hash": partial(with_recipe, "hash"),
-        "two branches": partial(published_two_branches, model, images, labels),
+        "two branches": partial(by_torch, partial(published_two_branches, model, images, labels)),
         "two own branches": partial(with_recipe, "hash", reference=True),
         "in-block adapters": partial(inblock_step, model, images, labels),
         "full fine-tune": partial(full_step, model, images, labels, fused=False),
         "full fine-tune fused": partial(full_step, model, images, labels, fused=True),
-        "published adapter": partial(published_step, model, images, labels),
+        "published adapter": partial(by_torch, partial(published_step, model, images, labels)),
         "recomputed adapter": partial(recomputed_step, model, images, labels),
     }
     if is_native("bf16", images.device.type):
@@ -154,6 +163,12 @@ def recipe_step(
     with autocast(precision, images.device):  # type: ignore[arg-type]
         found = model(images)
     learn(model, found, labels, recipe)
+
+
+def by_torch(step: Step) -> None:
+    """A step whose matrix products are all torch's own."""
+    with mock.patch.object(products, "_onednn_is_faster", return_value=False):
+        step()
 
 
 def inblock_step(model: SelaVPR, images: Tensor, labels: Tensor) -> None:

@@ -1,10 +1,12 @@
-"""A frozen transformer block: what timm's Block.forward gives, with less traffic to memory.
+"""A frozen transformer block: what timm's Block.forward gives, with less traffic to memory and faster products.
 
-Nothing inside a frozen block is kept for backward. So GELU overwrites its input, LayerScale and the sum are one pass,
-and the two widest products of every block go to one buffer, where fresh memory of that size costs a page fault per 4
-KiB each time. docs/results/model.md has the figures.
+Nothing inside a frozen block is kept for backward. So GELU goes into the product before it or overwrites it, and
+LayerScale and the sum are one pass. On a CPU a few photos go through a block at a time, so that its widest product
+stays small enough for memory that is used again; what glibc maps afresh costs a page fault per 4 KiB each time.
+docs/results/model.md has the figures.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -14,6 +16,11 @@ from timm.layers import Attention, LayerScale, Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from placeray.model.products import product
+
+# glibc takes more than 32 MiB from the system each time, and gives it back.
+WIDEST_BYTES = 30 << 20
+
 RunBlock = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -21,8 +28,8 @@ def frozen_runner(blocks: Iterable[nn.Module], tokens: Tensor) -> RunBlock:
     """A function (block, tokens) -> tokens for a pass of tokens through some of `blocks`, one after the other.
 
     It is timm's own forward, hooks and all, wherever a graph, autocast or torch.compile is at work, or a block is not
-    the plain one (SwiGLU, normalised queries, adapted layers, ...). Otherwise it calls the norms and the two narrow
-    layers of a block, but neither the block, `attn`, `mlp` nor the two wide layers, as modules.
+    the plain one (SwiGLU, normalised queries, adapted layers, ...). Otherwise it calls the norms of a block, but
+    neither the block, `attn`, `mlp` nor its four linear layers, as modules.
 
     Args:
         blocks: all that will be run.
@@ -32,38 +39,50 @@ def frozen_runner(blocks: Iterable[nn.Module], tokens: Tensor) -> RunBlock:
     if _needs_timm(tokens) or not all(_is_plain_and_frozen(block) for block in blocks):
         return _as_timm
     widest = max(max(block.attn.qkv.out_features, block.mlp.fc1.out_features) for block in blocks)
-    return partial(_forward, buffer=tokens.new_empty(tokens.shape[0] * tokens.shape[1] * widest))
+    return partial(_forward, num_pieces=_num_pieces(tokens, widest))
 
 
 def _as_timm(block: nn.Module, tokens: Tensor) -> Tensor:
     return block(tokens)
 
 
+def _num_pieces(tokens: Tensor, widest: int) -> int:
+    """How many times a batch is cut on a CPU, so that (photos, T, widest) stays below WIDEST_BYTES."""
+    if tokens.device.type != "cpu" or not len(tokens):
+        return 1
+    photo = tokens.shape[1] * widest * tokens.element_size()
+    return math.ceil(len(tokens) / max(1, WIDEST_BYTES // photo))
+
+
 @torch.no_grad()
-def _forward(block: nn.Module, tokens: Tensor, buffer: Tensor) -> Tensor:
+def _forward(block: nn.Module, tokens: Tensor, num_pieces: int) -> Tensor:
     """(B, T, C) -> (B, T, C); the given tokens stay as they are, for a side branch reads them."""
+    result = torch.empty_like(tokens)
+    for piece, out in zip(tokens.tensor_split(num_pieces), result.tensor_split(num_pieces), strict=True):
+        _forward_into(out, block, piece)
+    return result
+
+
+def _forward_into(out: Tensor, block: nn.Module, tokens: Tensor) -> None:
     attention, mlp = block.attn, block.mlp
-    qkv = _linear_into(buffer, attention.qkv, block.norm1(tokens)).unflatten(-1, (3, attention.num_heads, -1))
-    query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, T, width of a head) each
+    qkv = _apply(attention.qkv, block.norm1(tokens)).unflatten(-1, (3, attention.num_heads, -1))
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (photos, heads, T, width of a head) each
     mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    summed = _add_scaled(tokens, attention.proj(mixed), block.ls1)
-    hidden = torch.ops.aten.gelu_(_linear_into(buffer, mlp.fc1, block.norm2(summed)))
-    return _add_scaled(summed, mlp.fc2(hidden), block.ls2, out=summed)
+    _add_scaled(tokens, _apply(attention.proj, mixed), block.ls1, out)
+    hidden = _apply(mlp.fc1, block.norm2(out), gelu=True)
+    _add_scaled(out, _apply(mlp.fc2, hidden), block.ls2, out)
 
 
-def _linear_into(buffer: Tensor, layer: nn.Linear, tokens: Tensor) -> Tensor:
-    """layer(tokens), written to the start of the buffer."""
-    rows = tokens.flatten(0, 1)
-    out = buffer[: len(rows) * layer.out_features].view(len(rows), layer.out_features)
-    torch.addmm(layer.bias, rows, layer.weight.t(), out=out)
-    return out.unflatten(0, tokens.shape[:2])
+def _apply(layer: nn.Linear, tokens: Tensor, gelu: bool = False) -> Tensor:
+    return product(tokens, layer.weight, layer.bias, gelu=gelu)
 
 
-def _add_scaled(tokens: Tensor, found: Tensor, scale: nn.Module, out: Tensor | None = None) -> Tensor:
-    """tokens + scale(found), where `scale` is a LayerScale or an Identity."""
+def _add_scaled(tokens: Tensor, found: Tensor, scale: nn.Module, out: Tensor) -> None:
+    """out = tokens + scale(found), where `scale` is a LayerScale or an Identity."""
     if isinstance(scale, LayerScale):
-        return torch.addcmul(tokens, found, scale.gamma, out=out)
-    return torch.add(tokens, found, out=out)
+        torch.addcmul(tokens, found, scale.gamma, out=out)
+    else:
+        torch.add(tokens, found, out=out)
 
 
 def _needs_timm(tokens: Tensor) -> bool:
@@ -79,12 +98,13 @@ def _is_plain_and_frozen(block: nn.Module) -> bool:
     if block.training or (type(block), type(block.attn), type(block.mlp)) != (Block, Attention, Mlp):
         return False
     attention, mlp = block.attn, block.mlp
+    layers = (attention.qkv, attention.proj, mlp.fc1, mlp.fc2)
     unused = (attention.q_norm, attention.k_norm, attention.norm, mlp.norm)
     return (
         attention.fused_attn
         and attention.gate is None
         and all(isinstance(layer, nn.Identity) for layer in unused)
-        and all(type(layer) is nn.Linear and layer.bias is not None for layer in (attention.qkv, mlp.fc1))
+        and all(type(layer) is nn.Linear and layer.bias is not None for layer in layers)
         and all(type(scale) in (LayerScale, nn.Identity) for scale in (block.ls1, block.ls2))
         and type(mlp.act) is nn.GELU
         and mlp.act.approximate == "none"

@@ -68,6 +68,56 @@ def test_equals_its_slow_twin(grid: tuple[int, int], num_prefix: int) -> None:
     assert torch.equal(tokens, before)  # what is done in place stays inside
 
 
+def plain_forward(made: MultiConvAdapter, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The published forward by torch's own modules and their own backward."""
+    hidden = F.relu(made.down(tokens))
+    num_prefix = hidden.shape[1] - grid[0] * grid[1]
+    image = hidden[:, num_prefix:].transpose(1, 2).unflatten(2, grid)
+    scales = torch.cat([made.branch1(image), made.branch2(image), made.branch3(image)], dim=1)
+    mixed = torch.cat([hidden[:, :num_prefix], scales.flatten(2).transpose(1, 2)], dim=1)
+    return made.up(mixed + hidden)
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize("num_prefix", [0, 1, 5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_gradients_equal_those_of_the_published_forward(
+    num_prefix: int, dtype: torch.dtype, onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("placeray.model.products._onednn_is_faster", lambda: onednn)
+    found = []
+    for forward in (MultiConvAdapter.forward, plain_forward):
+        made = adapter().to(dtype).train()
+        tokens = torch.randn(3, num_prefix + 15, WIDTH, generator=torch.Generator().manual_seed(0)).to(dtype)
+        tokens.requires_grad_()
+        result = forward(made, tokens, (3, 5))
+        (result * torch.linspace(-1, 1, result.numel()).view_as(result)).sum().backward()
+        found.append([result, tokens.grad, *(value.grad for value in made.parameters())])
+    tolerance = {"rtol": 1e-9, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+def test_gradients_under_autocast_are_near_those_of_float32() -> None:
+    found = []
+    for precision in (torch.float32, torch.bfloat16):
+        made = adapter().train()
+        tokens = torch.randn(3, 16, WIDTH, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+            result = made(tokens, (3, 5))
+        assert result.dtype == precision
+        result.float().square().sum().backward()
+        found.append(
+            [
+                tokens.grad,
+                *(made.get_parameter(name).grad for name in ("down.weight", "up.weight", "up.bias")),
+            ]
+        )
+    for exact, rough in zip(*found, strict=True):
+        assert rough.dtype == torch.float32
+        assert F.cosine_similarity(exact.flatten(), rough.flatten(), dim=0) > 0.999
+
+
 @pytest.mark.parametrize(("width", "parameters"), [(768, 762_768), (1024, 1_354_944)])
 def test_the_published_sizes(width: int, parameters: int) -> None:
     with torch.device("meta"):

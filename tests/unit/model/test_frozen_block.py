@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -49,6 +50,7 @@ def runs_timms_forward(block: nn.Module, tokens: Tensor) -> bool:
     mlp_ratio=st.sampled_from([0.5, 2.0, 4.0]),
     init_values=st.sampled_from([None, 1e-5]),
     dtype=st.sampled_from(list(CLOSE)),
+    onednn=st.booleans(),
 )
 def test_it_gives_what_timm_gives(
     shape: tuple[int, int],
@@ -57,6 +59,7 @@ def test_it_gives_what_timm_gives(
     mlp_ratio: float,
     init_values: float | None,
     dtype: torch.dtype,
+    onednn: bool,
 ) -> None:
     width = heads * head_width
     blocks = [
@@ -65,9 +68,10 @@ def test_it_gives_what_timm_gives(
     ]
     tokens = torch.randn(*shape, width, generator=torch.Generator().manual_seed(0)).to(dtype)
     given_tokens = tokens.clone()
-    run = frozen_runner(blocks, tokens)
-    first = run(blocks[0], tokens)
-    second = run(blocks[1], first)
+    with mock.patch("placeray.model.products._onednn_is_faster", return_value=onednn):
+        run = frozen_runner(blocks, tokens)
+        first = run(blocks[0], tokens)
+        second = run(blocks[1], first)
     CLOSE[dtype](first, blocks[0](tokens))
     CLOSE[dtype](second, blocks[1](first))
     assert torch.equal(tokens, given_tokens)
@@ -82,29 +86,28 @@ def test_a_photo_is_described_the_same_alone_and_among_others(dtype: torch.dtype
     CLOSE[dtype](alone, together)
 
 
-def test_all_blocks_share_the_memory_of_their_widest_products() -> None:
-    """No block takes fresh memory for anything wider than a token."""
-    blocks = [frozen(Block(64, **PLAIN)) for _ in range(3)]
-    tokens = torch.randn(4, 17, 64)
-    wide: set[int] = set()
+def test_no_product_is_wider_than_memory_that_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    block, tokens = frozen(Block(64, **PLAIN)), torch.randn(7, 17, 64)
+    photo = 17 * 4 * 64 * 4
+    monkeypatch.setattr("placeray.model.frozen_block.WIDEST_BYTES", 3 * photo)
+    weights = {value.untyped_storage().data_ptr() for value in block.parameters()}
+    sizes: set[int] = set()
 
-    class NoteWide(TorchDispatchMode):
+    class NoteSizes(TorchDispatchMode):
         def __torch_dispatch__(
             self, func: Callable[..., object], types: object, args: tuple = (), kwargs: dict | None = None
         ) -> object:
             result = func(*args, **(kwargs or {}))
             for tensor in result if isinstance(result, (tuple, list)) else (result,):
                 storage = tensor.untyped_storage()
-                if storage.nbytes() > 4 * tokens.numel() and storage.data_ptr() not in weights:
-                    wide.add(storage.data_ptr())
+                if storage.data_ptr() not in weights:
+                    sizes.add(storage.nbytes())
             return result
 
-    weights = {value.untyped_storage().data_ptr() for block in blocks for value in block.parameters()}
-    with NoteWide():
-        run = frozen_runner(blocks, tokens)
-        for block in blocks:
-            tokens = run(block, tokens)
-    assert len(wide) == 1
+    with NoteSizes():
+        found = frozen_runner([block], tokens)(block, tokens)
+    assert max(sizes) == 3 * photo
+    CLOSE[torch.float32](found, block(tokens))
 
 
 class Adapted(nn.Linear):
@@ -127,6 +130,7 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
     "another activation": lambda: frozen(Block(64, **PLAIN, act_layer=nn.SiLU)),
     "approximate GELU": lambda: frozen(Block(64, **PLAIN, act_layer=partial(nn.GELU, approximate="tanh"))),
     "an adapted layer": lambda: replaced("attn.qkv", Adapted(64, 192)),
+    "an adapted narrow layer": lambda: replaced("attn.proj", Adapted(64, 64)),
     "another scale": lambda: replaced("ls1", LayerNorm(64)),
     "dropout at work": lambda: frozen(Block(64, **PLAIN, drop_path=0.5)).train(),
     "weights to be trained": lambda: frozen(Block(64, **PLAIN)).requires_grad_(True),

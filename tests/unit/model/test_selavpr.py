@@ -74,7 +74,7 @@ def test_the_cls_token_is_carried_only_for_a_head_that_reads_it(kind, tokens, ma
     model = make_model(kind, bits=None)
     seen: list[int] = []
     for adapter in model.float_branch.adapters:
-        adapter.down.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+        adapter.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
     model(images)
     assert seen == [tokens] * 3
 

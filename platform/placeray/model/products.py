@@ -1,0 +1,74 @@
+"""Matrix products on the CPU by the faster of the two libraries that torch carries.
+
+torch multiplies float32 matrices by MKL, which on AMD processors with AVX-512 uses half the width of their units.
+oneDNN, to which torch gives convolutions and bf16, uses all of it: 490 instead of 220 GFLOP/s on two cores of Zen 5
+(docs/results/model.md). There float32 products go to it; everywhere else these functions are torch's own.
+"""
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`F.linear`, differentiable once: (..., n) rows, (m, n) weight, (m,) bias -> (..., m)."""
+    if not _goes_to_onednn(rows):
+        return F.linear(rows, weight, bias)
+    return _Linear.apply(rows, weight, bias)
+
+
+def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """The same outside any graph, with GELU (by the error function) on the result if wanted."""
+    if _goes_to_onednn(rows):
+        activation, kind = ("gelu", "none") if gelu else ("none", "")
+        flat = rows.flatten(0, -2)
+        found = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, activation, [], kind)
+        # Not a view to autograd, like the result of `F.linear`: the caller may change it in place.
+        return torch.ops.aten._unsafe_view(found, (*rows.shape[:-1], len(weight)))
+    result = F.linear(rows, weight, bias)
+    return torch.ops.aten.gelu_(result) if gelu else result
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        return product(rows, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        for_rows, for_weight, for_bias = ctx.needs_input_grad
+        flat = grad.flatten(0, -2)
+        return (
+            product(grad, weight.t()) if for_rows else None,
+            product(flat.t(), rows.flatten(0, -2).t()) if for_weight else None,
+            flat.sum(0) if for_bias else None,
+        )
+
+
+def _goes_to_onednn(rows: Tensor) -> bool:
+    """A compiled graph is left to the compiler, and autocast to its own choice of format."""
+    return (
+        not torch.compiler.is_compiling()
+        and rows.dtype is torch.float32
+        and rows.device.type == "cpu"
+        and rows.numel() > 0
+        and rows.dim() > 1
+        and not torch.is_autocast_enabled("cpu")
+        and _onednn_is_faster()
+    )
+
+
+@functools.cache
+def _onednn_is_faster() -> bool:
+    """Whether MKL leaves half of this processor unused: AMD with AVX-512."""
+    if not hasattr(torch.cpu, "get_capabilities") or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_f")) and str(found.get("cpu_name", "")).startswith("AMD")
