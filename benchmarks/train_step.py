@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py [--batch 8] [--rounds 3] [--backbone vit_base_patch14_dinov2] [--size 224]
 
-frozen forward      the backbone alone, no gradients
+frozen forward      the backbone alone, no gradients, timm's blocks by torch; `own frozen forward` is ours
 float, hash         our recipes
 float by torch      the float recipe with every matrix product left to torch (`model/products.py`): another time only
                     where oneDNN is the faster one. `bf16_vs_fp32` is against this one, `bf16_vs_float` against ours
@@ -51,7 +51,7 @@ TARGETS = {
     "bf16_vs_fp32": "<= 0.47",
 }
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 def main() -> None:
@@ -97,6 +97,8 @@ def ratios(seconds: dict[str, float], saved: dict[str, int]) -> dict[str, float]
         "hash_vs_two_own_branches": seconds["hash"] / seconds["two own branches"],
         "float_vs_float_by_torch": seconds["float"] / seconds["float by torch"],
         "float_vs_frozen_forward": seconds["float"] / seconds["frozen forward"],
+        "float_vs_own_frozen_forward": seconds["float"] / seconds["own frozen forward"],
+        "float_by_torch_vs_frozen_forward": seconds["float by torch"] / seconds["frozen forward"],
         "float_vs_published_adapter": seconds["float by torch"] / seconds["published adapter"],
         "float_vs_published_adapter_saved": saved["float"] / saved["published adapter"],
         "recomputed_vs_float": seconds["recomputed adapter"] / seconds["float"],
@@ -119,7 +121,8 @@ def make_steps(backbone: str, images: Tensor) -> tuple[SelaVPR, dict[str, Step]]
     frozen = partial(frozen_forward, model, images)
     with_recipe = partial(recipe_step, model, images, labels)
     steps: dict[str, Step] = {
-        "frozen forward": frozen,
+        "frozen forward": partial(by_torch, partial(blocks_of_timm, model, images)),
+        "own frozen forward": frozen,
         "float": partial(with_recipe, "float"),
         "float by torch": partial(by_torch, partial(with_recipe, "float")),
         "hash": partial(with_recipe, "hash"),

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from placeray.config import Config
+from placeray.model.products import linear
 
 EPS = 1e-6
 
@@ -35,16 +36,20 @@ class GemHead(nn.Module):
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, P, C) normalised patch tokens -> (B, D) of unit length, float32. `grid` makes no difference."""
-        features = F.normalize(self.project(tokens), dim=-1)
+        features = self._features(tokens)
         # In float32: a norm taken in bfloat16 would leave descriptors up to 0.2 % too long or too short.
         return F.normalize(self.reduce(generalised_mean(features, self.p)).float(), dim=-1)
 
     def patch_shares(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, P, C) tokens -> (B, P): what each patch gives to the descriptor; see `gem_shares`."""
-        features = F.normalize(self.project(tokens), dim=-1)
+        features = self._features(tokens)
         mean = generalised_mean(features, self.p)
         direction = F.normalize(self.reduce(mean), dim=-1)  # (B, D)
         return gem_shares(features, self.p, direction @ self.reduce.weight)
+
+    def _features(self, tokens: Tensor) -> Tensor:
+        """(B, P, C) -> (B, P, C), each patch projected, of unit length."""
+        return F.normalize(linear(tokens, self.project.weight, self.project.bias), dim=-1)
 
 
 def gem_shares(features: Tensor, p: Tensor, weight: Tensor) -> Tensor:
