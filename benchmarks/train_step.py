@@ -3,9 +3,10 @@
     python benchmarks/train_step.py [--batch 8] [--rounds 3] [--backbone vit_base_patch14_dinov2] [--size 224]
 
 frozen forward      the backbone alone, no gradients, timm's blocks by torch; `own frozen forward` is ours
-float, hash         our recipes
-float by torch      the float recipe with every matrix product left to torch (`model/products.py`): another time only
-                    where oneDNN is the faster one. `bf16_vs_fp32` is against this one, `bf16_vs_float` against ours
+float, hash         our recipes, against alternatives that are written as published and multiply as torch does
+float/hash by torch  the recipes with every matrix product left to torch (`model/products.py`): another time only where
+                    oneDNN is the faster one. Ratios `..._by_torch_...` compare like with like there; `bf16_vs_fp32`
+                    is against this one, `bf16_vs_float` against ours
 two branches        the hash recipe as published: timm's blocks, adapters as published, and the frozen float branch
                     computed in training mode and thrown away (attention by torch's own kernel)
 two own branches    the same with our blocks and adapters: what leaving out the float branch saves by itself
@@ -51,7 +52,7 @@ TARGETS = {
     "bf16_vs_fp32": "<= 0.47",
 }
 
-Step = Callable[[], object]
+Step = Callable[[], None]
 
 
 def main() -> None:
@@ -94,6 +95,8 @@ def ratios(seconds: dict[str, float], saved: dict[str, int]) -> dict[str, float]
         "float_vs_inblock_adapters": seconds["float"] / seconds["in-block adapters"],
         "float_vs_inblock_adapters_saved": saved["float"] / saved["in-block adapters"],
         "hash_vs_two_branch": seconds["hash"] / seconds["two branches"],
+        "float_by_torch_vs_inblock_adapters": seconds["float by torch"] / seconds["in-block adapters"],
+        "hash_by_torch_vs_two_branch": seconds["hash by torch"] / seconds["two branches"],
         "hash_vs_two_own_branches": seconds["hash"] / seconds["two own branches"],
         "float_vs_float_by_torch": seconds["float"] / seconds["float by torch"],
         "float_vs_frozen_forward": seconds["float"] / seconds["frozen forward"],
@@ -118,17 +121,17 @@ def make_steps(backbone: str, images: Tensor) -> tuple[SelaVPR, dict[str, Step]]
     )
     model = build_model(config).to(images.device).train()
     stir(model)
-    frozen = partial(frozen_forward, model, images)
     with_recipe = partial(recipe_step, model, images, labels)
     steps: dict[str, Step] = {
-        "frozen forward": partial(by_torch, partial(blocks_of_timm, model, images)),
-        "own frozen forward": frozen,
+        "frozen forward": partial(by_torch, partial(frozen_forward, partial(blocks_of_timm, model), images)),
+        "own frozen forward": partial(frozen_forward, model.backbone.streams, images),
         "float": partial(with_recipe, "float"),
         "float by torch": partial(by_torch, partial(with_recipe, "float")),
+        "hash by torch": partial(by_torch, partial(with_recipe, "hash")),
         "hash": partial(with_recipe, "hash"),
         "two branches": partial(by_torch, partial(published_two_branches, model, images, labels)),
         "two own branches": partial(with_recipe, "hash", reference=True),
-        "in-block adapters": partial(inblock_step, model, images, labels),
+        "in-block adapters": partial(by_torch, partial(inblock_step, model, images, labels)),
         "full fine-tune": partial(full_step, model, images, labels, fused=False),
         "full fine-tune fused": partial(full_step, model, images, labels, fused=True),
         "published adapter": partial(by_torch, partial(published_step, model, images, labels)),
@@ -148,8 +151,8 @@ def stir(model: SelaVPR) -> None:
 
 
 @torch.no_grad()
-def frozen_forward(model: SelaVPR, images: Tensor) -> None:
-    for _ in model.backbone.streams(images):
+def frozen_forward(streams: Callable[[Tensor], Iterator[Tensor]], images: Tensor) -> None:
+    for _ in streams(images):
         pass
 
 
@@ -209,8 +212,8 @@ def published_two_branches(model: SelaVPR, images: Tensor, labels: Tensor) -> No
         prepare(model, "hash", reference=True)
         backbone, grid = model.backbone, model.backbone.grid(images)
         branches = [branch for branch in (model.float_branch, model.code_branch) if branch is not None]
-        start, *streams = blocks_of_timm(model, images)
-        totals = [start for _ in branches]
+        streams = blocks_of_timm(model, images)
+        totals = [next(streams)] * len(branches)
         for index, stream in enumerate(streams):
             totals = [
                 total + branch.adapters[index](total + stream, grid)
@@ -224,13 +227,16 @@ def published_two_branches(model: SelaVPR, images: Tensor, labels: Tensor) -> No
 
 
 @torch.no_grad()
-def blocks_of_timm(model: SelaVPR, images: Tensor) -> list[Tensor]:
+def blocks_of_timm(model: SelaVPR, images: Tensor) -> Iterator[Tensor]:
     """`Backbone.streams` by timm's own forward of a block."""
     backbone = model.backbone
-    streams = [next(backbone.streams(images))]
-    for block in backbone.vit.blocks[backbone.first_adapted_block :]:
-        streams.append(block(streams[-1]))
-    return streams
+    tokens, first = backbone._embed(images), backbone.first_adapted_block
+    for block in backbone.vit.blocks[:first]:
+        tokens = block(tokens)
+    yield tokens
+    for block in backbone.vit.blocks[first:]:
+        tokens = block(tokens)
+        yield tokens
 
 
 def published_step(model: SelaVPR, images: Tensor, labels: Tensor) -> None:

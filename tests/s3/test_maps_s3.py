@@ -167,10 +167,13 @@ def test_two_machines_search_their_own_copies(
     for machine in ("one", "two"):
         (copied,) = (tmp_path / "caches" / machine / "maps").iterdir()
         assert versions(str(copied)) == ["v0002"]
-    search_many(SearchConfig(), queries, root, str(tmp_path / "alone"))
+    alone = SearchWorker(
+        root, "v0002", str(tmp_path / "alone"), SearchConfig().model_dump(mode="json"), None, 1
+    )
     for number in range(8):
-        one, two = (tmp_path / folder / "part" / f"{number}.parquet" for folder in ("two", "alone"))
-        assert one.read_bytes() == two.read_bytes()
+        path = f"part/{number}.parquet"
+        alone({"name": f"part/{number}", "path": path, "uri": f"{queries}/{path}", "rows": 3, "key": "k"})
+        assert (tmp_path / "two" / path).read_bytes() == (tmp_path / "alone" / path).read_bytes()
 
 
 def test_a_map_that_was_replaced_is_not_answered_from_the_old_copy(

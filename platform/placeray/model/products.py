@@ -3,6 +3,8 @@
 torch multiplies float32 matrices by MKL, which on AMD processors with AVX-512 uses half the width of their units.
 oneDNN, to which torch gives convolutions and bf16, uses all of it: 490 instead of 220 GFLOP/s on two cores of Zen 5
 (docs/results/model.md). There float32 products go to it; everywhere else these functions are torch's own.
+
+A layer whose product is taken here is not called as a module: hooks on it do not run.
 """
 
 import functools
@@ -36,7 +38,8 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: b
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, weight)
+        for_rows, for_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(rows if for_weight else None, weight if for_rows else None)
         return product(rows, weight, bias)
 
     @staticmethod
@@ -61,6 +64,7 @@ def _goes_to_onednn(rows: Tensor) -> bool:
         and rows.numel() > 0
         and rows.dim() > 1
         and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.enabled
         and _onednn_is_faster()
     )
 

@@ -251,9 +251,12 @@ def scan_lists(runs: Any, probes: Any, queries: Any, size: int, state: Any, hist
     counts, 0 where all do.
 
     Every list is a jump in memory, so it is fetched while those before it are compared. A candidate is kept by its
-    position at first, because its row lies in yet another place, which is fetched meanwhile.
+    position at first, because its row lies in yet another place, which is fetched meanwhile. How many were taken at
+    each distance is counted, so that the limit is that of the best so far, not of the last time they were sorted out.
     """
     candidates, counts, to_beat = state
+    one = np.uint64(1)
+    taken = np.empty(len(histogram), dtype=np.int64)
     stride, num_lists = 8 * queries.shape[1], probes.shape[1]
     starts, ends = np.empty((2, len(runs) * num_lists), dtype=np.int64)
     edges = np.zeros(len(runs) + 1, dtype=np.int64)
@@ -278,6 +281,8 @@ def scan_lists(runs: Any, probes: Any, queries: Any, size: int, state: Any, hist
                 ahead = min(ahead + 1, filled - 1)
                 fetched, until = starts[ahead], ends[ahead]
         kept, count, limit = candidates[q], counts[q], to_beat[q]
+        taken[:] = 0
+        below = 0  # taken below the limit
         for r in range(len(runs)):
             codes, order, first_row = runs[r, 0], runs[r, 1], runs[r, 3]
             num_rows, allowed = runs[r, 4], runs[r, 5]
@@ -299,9 +304,14 @@ def scan_lists(runs: Any, probes: Any, queries: Any, size: int, state: Any, hist
                             count += 1
                             if count == len(kept):
                                 name_rows(kept, named, count, order, first_row, num_rows)
-                                # Rows come in no order, so one at the same distance may still be lower.
-                                limit = keep_best(kept, count, size, histogram) + np.uint64(1)
+                                keep_best(kept, count, size, histogram)
                                 count = named = size
+                            taken[distance] += 1
+                            below += 1
+                            # Rows come in no order, so one at the distance of the last may still be lower.
+                            while below - taken[limit - one] >= size:
+                                below -= taken[limit - one]
+                                limit -= one
                     code += stride
             name_rows(kept, named, count, order, first_row, num_rows)
         counts[q], to_beat[q] = count, limit

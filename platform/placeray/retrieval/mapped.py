@@ -46,7 +46,7 @@ def check_size(path: Path, expected_bytes: int) -> None:
     """Raises MapError when a file of a map is missing, truncated or too long."""
     try:
         found = path.stat()
-    except OSError:  # one step: between two the file could go with a version that is pruned
+    except (FileNotFoundError, NotADirectoryError):  # one step: between two the file may go with its version
         found = None
     if found is None or not stat.S_ISREG(found.st_mode):
         raise MapError(f"{path} is missing: the map is damaged, {ADVICE}")

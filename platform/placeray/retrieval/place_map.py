@@ -163,6 +163,9 @@ class PlaceMap:
             StorageError: the object store fails.
         """
         remote = storage.is_remote(storage.resolve(uri))
+        settled = (
+            not remote
+        )  # a copy that was filled anew while it was opened shows no trace of it: look twice
         while True:
             name = version or current_version(uri)
             root = local_copy(uri, name) if remote else uri
@@ -170,12 +173,14 @@ class PlaceMap:
                 manifest = read_map_manifest(root, name)
                 found = cls(root, manifest, num_threads=num_threads, damaged=damaged, verify=verify)
             except MapError:
-                if not _was_pruned(uri, root, name, version):
+                if settled and not _was_pruned(uri, root, name, version):
                     raise
+                settled = True
                 continue
-            if not found.damaged or not _was_pruned(uri, root, name, version):
+            if not found.damaged or (settled and not _was_pruned(uri, root, name, version)):
                 return found
             found.close()  # what looked damaged may have been pruned
+            settled = True
 
     def __len__(self) -> int:
         """Rows of the map, those of removed photos and of left-out shards too."""

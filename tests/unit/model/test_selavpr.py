@@ -80,6 +80,14 @@ def test_the_cls_token_is_carried_only_for_a_head_that_reads_it(kind, tokens, ma
 
 
 @torch.no_grad()
+def test_the_running_sum_stays_in_float32_under_autocast(make_model, images) -> None:
+    branch = make_model(bits=None).float_branch
+    total, tokens = torch.randn(2, 16, 64), torch.randn(2, 16, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert branch.step(0, total, tokens, (4, 4)).dtype == torch.float32
+
+
+@torch.no_grad()
 def test_salad_leaves_registers_out(make_model, images) -> None:
     model = make_model("salad", None, name="vit_small_patch14_reg4_dinov2")
     assert model.backbone.num_prefix_tokens == 5

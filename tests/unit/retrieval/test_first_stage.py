@@ -133,6 +133,23 @@ def test_the_nearest_centroid_is_the_first_among_equals(draw_tied: Make, draw_ra
         np.testing.assert_array_equal(popcount_scan.nearest(centroids, codes), expected)
 
 
+@pytest.mark.parametrize("num_queries", [2, 7])
+@pytest.mark.parametrize(
+    ("num_lists", "count", "num_first"), [(300, 40, 8), (257, 257, 32), (128, 5, 5), (1, 1, 1)]
+)
+def test_lists_are_chosen_as_by_sorting(
+    draw_tied: Make, num_queries: int, num_lists: int, count: int, num_first: int
+) -> None:
+    """Several blocks of centroids, the last one not full, most distances equal."""
+    rng = np.random.default_rng(6)
+    centroids, _ = draw_tied(rng, num_lists, 128, 2)
+    queries, _ = draw_tied(rng, num_queries, 128, 2)
+    found = popcount_scan.ListChooser(centroids).choose(queries, count, num_first)
+    order = np.argsort(hamming(queries, centroids), axis=1, kind="stable")[:, :count]
+    np.testing.assert_array_equal(found[:, :num_first], np.sort(order[:, :num_first], axis=1))
+    np.testing.assert_array_equal(found[:, num_first:], np.sort(order[:, num_first:], axis=1))
+
+
 def test_the_compiled_scan_cleans_up_among_ties() -> None:
     """More candidates than the buffer holds, nearer ones last: the cut is redone many times."""
     rng = np.random.default_rng(0)
