@@ -11,13 +11,14 @@ import numpy as np
 from placeray.geo import EARTH_RADIUS_M
 from placeray.retrieval.cells import LEVEL, quadrants
 from placeray.retrieval.filters import EDGE, INSIDE, OUTSIDE
-from placeray.retrieval.intrinsics import compiled, read_u8
+from placeray.retrieval.intrinsics import compiled, fetch, read_u8
 
 _DEGREE = math.pi / 180
 # Degrees that rounding may put a photo outside of its cell.
 _ROUNDING = 1e-9
 # A cell of a 4096th of the world is some ten kilometres wide; what is larger is not classified by a plane.
 _SIDE_OF_PLANE = 4096
+_NUMBERS_A_LINE = 8  # of 8 bytes in a line of the cache
 # For every state of the curve and quadrant along it: whether that is the right, the upper one, and the state inside.
 _QUADRANTS = quadrants()
 
@@ -29,19 +30,26 @@ class Plane(NamedTuple):
     lon: float
     radius_m: float
     error: float  # distances are right to this share
+    rim_error: float  # those of the radius, to this one
     wraps: bool  # near longitude 180, where the shorter way round is not the plain difference
     cos: float
     sin: float
 
 
 @compiled
-def distance_m(plane: Any, lat: Any, lon: Any) -> Any:
-    """Metres from the middle of the circle, the cosine of the latitude half way taken to second order."""
+def squared(plane: Any, lat: Any, lon: Any) -> Any:
+    """Squared angle from the middle of the circle, the cosine of the latitude half way taken to second order."""
     north, east = (lat - plane.lat) * _DEGREE, lon - plane.lon
     if plane.wraps:
         east = (east + 180) % 360 - 180
     east *= _DEGREE * (plane.cos - 0.5 * plane.sin * north - 0.125 * plane.cos * north * north)
-    return EARTH_RADIUS_M * math.sqrt(north * north + east * east)
+    return north * north + east * east
+
+
+@compiled
+def distance_m(plane: Any, lat: Any, lon: Any) -> Any:
+    """Metres from the middle of the circle."""
+    return EARTH_RADIUS_M * math.sqrt(squared(plane, lat, lon))
 
 
 @compiled
@@ -123,26 +131,30 @@ def sphere_m(plane: Any, lat: float, lon: float) -> float:
 def mark(
     plane: Any, lat: Any, lon: Any, starts: Any, ends: Any, sure: Any, before: Any, allowed: Any
 ) -> None:
-    """Set allowed[row - before[run]] for rows of each run that lie inside, all of them where a run is `sure`."""
+    """Set allowed[row - before[run]] (uint8) for the rows of each run inside, all of them where a run is `sure`."""
     for run in range(len(starts)):
         if sure[run]:
-            allowed[starts[run] - before[run] : ends[run] - before[run]] = True
+            allowed[starts[run] - before[run] : ends[run] - before[run]] = 1
         else:
             mark_run(plane, lat, lon, starts[run], ends[run], allowed, starts[run] - before[run])
 
 
 @compiled
 def mark_run(plane: Any, lat: Any, lon: Any, start: int, end: int, inside: Any, at: int) -> None:
-    """Say of each row of a run whether it lies inside, into `inside` from `at` on."""
-    slack, unsure = plane.error * plane.radius_m, 0
+    """Say of each row of a run whether it lies inside, into `inside` (uint8) from `at` on."""
+    angle, unsure = plane.radius_m / EARTH_RADIUS_M, 0
+    # Of squares, which need no root: angle**2 * (1 +- error)**2.
+    error = plane.rim_error
+    middle, slack = angle * angle * (1 + error * error), 2 * angle * angle * error
     for row in range(start, end):
-        beyond = distance_m(plane, lat[row], lon[row]) - plane.radius_m
-        inside[at + row - start] = beyond <= 0
-        unsure += abs(beyond) <= slack
+        beyond = squared(plane, lat[row], lon[row]) - middle
+        near = abs(beyond) <= slack
+        inside[at + row - start] = (beyond <= 0) | (near << 1)
+        unsure += near
     # In a loop of its own, so that the one before has no branch and becomes vector instructions.
     if unsure:
         for row in range(start, end):
-            if abs(distance_m(plane, lat[row], lon[row]) - plane.radius_m) <= slack:
+            if inside[at + row - start] > 1:
                 inside[at + row - start] = sphere_m(plane, lat[row], lon[row]) <= plane.radius_m
 
 
@@ -164,7 +176,11 @@ def pieces_inside(
     count = locate(cells, first, end, starts, ends, which)
     on_edge = 0
     for run in range(count):
-        on_edge += 0 if sure[which[run]] else ends[run] - starts[run]
+        if not sure[which[run]]:
+            on_edge += ends[run] - starts[run]
+            for row in range(starts[run], ends[run], _NUMBERS_A_LINE):
+                fetch(lat.ctypes.data + 8 * row)
+                fetch(lon.ctypes.data + 8 * row)
     inside = np.empty(on_edge, dtype=np.uint8)
     pieces = np.empty((count, 4), dtype=np.int64)
     checked = 0

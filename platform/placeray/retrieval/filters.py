@@ -40,6 +40,7 @@ _ROWS_BETWEEN = 8000
 # Up to this radius and latitude, distances in the plane are right to better than this share (checked by a test).
 _NEAR_DATE_LINE = 170.0
 _PLANE_RADIUS_M, _PLANE_LATITUDE, _PLANE_ERROR = 100_000.0, 75.0, 1e-3
+_ROUNDING_ERROR = 1e-6  # of a share, far above what float64 loses on a circle of centimetres
 
 
 class Run(NamedTuple):
@@ -63,9 +64,14 @@ class Circle(Config):
             return self._contains_on_sphere(lat, lon)
         metres = self._plane_m(lat, lon)
         inside: Mask = metres <= self.radius_m
-        unsure = np.flatnonzero(np.abs(metres - self.radius_m) <= _PLANE_ERROR * self.radius_m)
+        unsure = np.flatnonzero(np.abs(metres - self.radius_m) <= self.rim_error * self.radius_m)
         inside[unsure] = self._contains_on_sphere(lat[unsure], lon[unsure])
         return inside
+
+    @property
+    def rim_error(self) -> float:
+        """To what share the plane is right about distances of a radius: its error grows with their square."""
+        return _ROUNDING_ERROR + _PLANE_ERROR * (self.radius_m / _PLANE_RADIUS_M) ** 2
 
     @property
     def is_small(self) -> bool:
@@ -310,7 +316,7 @@ def _allowed(
     allowed = np.zeros(count, dtype=np.bool_)
     loops = _circle_loops(area)
     if loops is not None and isinstance(area, Circle):
-        loops.mark(plane_of(area), photos.lat, photos.lon, starts, ends, sure, before, allowed)
+        loops.mark(plane_of(area), photos.lat, photos.lon, starts, ends, sure, before, allowed.view(np.uint8))
         return allowed
     for start, end in zip((starts - before)[sure].tolist(), (ends - before)[sure].tolist(), strict=True):
         allowed[start:end] = True
@@ -340,7 +346,7 @@ def plane_of(circle: Circle) -> Any:
 
     here = np.radians(circle.lat)
     return Plane(
-        circle.lat, circle.lon, circle.radius_m, _PLANE_ERROR, abs(circle.lon) > _NEAR_DATE_LINE,
+        circle.lat, circle.lon, circle.radius_m, _PLANE_ERROR, circle.rim_error, abs(circle.lon) > _NEAR_DATE_LINE,
         float(np.cos(here)), float(np.sin(here)),
     )  # fmt: skip
 

@@ -30,7 +30,8 @@ from placeray.retrieval.merge import NOBODY
 ROWS_AHEAD = 128 if has_vector_popcount() else 48
 # Of a piece that every query meets before the next ones are read: 64 KB at 512 bits, which stay in the cache.
 ROWS_AT_ONCE = 1024
-# Up to so many queries meet centroids one by one: splitting a block takes as long as comparing it with three queries.
+# Up to so many queries are few. They meet centroids one by one: splitting a block takes as long as comparing it with
+# three queries.
 _FEW = 3
 # The differing bits of two nibbles; row q is the register that is looked up for a nibble q of a query.
 NIBBLE_TABLE: NDArray[np.uint8] = np.bitwise_count(
@@ -102,10 +103,13 @@ def scan_rows(pieces: Any, queries: Any, size: int, state: Any, histogram: Any) 
     """Pieces of a map, one code after the other: for few queries, where reading is the limit.
 
     `pieces` (P, 4) int64, in row order: address of the codes, how many they are, the global row of the first, and the
-    address of a byte for each that says whether it counts, 0 where all do.
+    address of a byte for each that says whether it counts, 0 where all do. Of few queries it is counted how many
+    candidates were taken at each distance, so that the limit is that of the best so far.
     """
     candidates, counts, to_beat = state
     stride = 8 * queries.shape[1]
+    counted = len(queries) if len(queries) <= _FEW else 0
+    taken, below = np.zeros((counted, len(histogram)), dtype=np.int64), np.zeros(counted, dtype=np.int64)
     fetch_head(pieces, 0, stride)
     for p in range(len(pieces)):
         codes, count, first_row, allowed = pieces[p, 0], pieces[p, 1], pieces[p, 2], pieces[p, 3]
@@ -126,8 +130,18 @@ def scan_rows(pieces: Any, queries: Any, size: int, state: Any, histogram: Any) 
                         kept[filled] = (distance << np.uint64(32)) | np.uint64(first_row + i)
                         filled += 1
                         if filled == len(kept):
-                            limit = keep_best(kept, filled, size, histogram)
+                            lower = keep_best(kept, filled, size, histogram)
                             filled = size
+                            while counted and limit > lower:
+                                limit -= np.uint64(1)
+                                below[q] -= taken[q, limit]
+                            limit = lower
+                        if counted:
+                            taken[q, distance] += 1
+                            below[q] += distance < limit
+                            while below[q] >= size:  # one of those below the limit is the last that counts
+                                limit -= np.uint64(1)
+                                below[q] -= taken[q, limit]
                 counts[q], to_beat[q] = filled, limit
 
 

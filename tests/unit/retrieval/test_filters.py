@@ -299,6 +299,21 @@ def test_the_plane_is_as_good_as_it_claims(lat: float) -> None:
     assert (np.abs(circle._plane_m(north, east) - true)[close] <= 0.5 * 1e-3 * true[close]).all()
 
 
+@pytest.mark.parametrize("lat", [0.0, 47.0, -75.0])
+@pytest.mark.parametrize("radius_m", [50.0, 1000.0, 20_000.0, 100_000.0])
+def test_the_plane_is_as_good_at_the_rim_of_a_circle(lat: float, radius_m: float) -> None:
+    rng = np.random.default_rng(4)
+    circle = Circle(lat=lat, lon=179.999, radius_m=radius_m)
+    reach = 1.2 * math.degrees(radius_m / EARTH_RADIUS_M)
+    north = lat + rng.uniform(-reach, reach, 20_000)
+    east = 179.999 + rng.uniform(-reach, reach, 20_000) / math.cos(math.radians(lat))
+    east = (east + 180) % 360 - 180
+    true = distance_m(north, east, circle.lat, circle.lon)
+    rim = np.abs(true - radius_m) < 0.1 * radius_m
+    wrong = np.abs(circle._plane_m(north, east) - true)[rim]
+    assert (wrong <= 0.5 * circle.rim_error * radius_m).all()
+
+
 def test_what_cannot_be_filtered_is_refused(
     make_descriptors: Make, make_map: Make, draw_random: Make
 ) -> None:
