@@ -2,19 +2,17 @@
 
     python benchmarks/train_step.py [--batch 8] [--rounds 3] [--backbone vit_base_patch14_dinov2] [--size 224]
 
-frozen forward      the backbone alone, no gradients, timm's blocks by torch; `own frozen forward` is ours
-float, hash         our recipes, against alternatives that are written as published and multiply as torch does
-float/hash by torch  the recipes with every matrix product left to torch (`model/products.py`): another time only where
-                    oneDNN is the faster one. Ratios `..._by_torch_...` compare like with like there; `bf16_vs_fp32`
-                    is against this one, `bf16_vs_float` against ours
-two branches        the hash recipe as published: timm's blocks, adapters as published, and the frozen float branch
-                    computed in training mode and thrown away (attention by torch's own kernel)
-two own branches    the same with our blocks and adapters: what leaving out the float branch saves by itself
+frozen forward      the backbone alone, no gradients
+float, hash         our recipes
+two branches        the hash recipe with the frozen float branch computed and thrown away, as published
+timm forward        the frozen forward by timm's blocks
+published stage 2   `two branches` by timm's blocks and with adapters as published
+float/hash by torch  our recipes with every matrix product left to torch (`model/products.py`), as the last two and all
+                    that follow have them: another time only where oneDNN is the faster one
 in-block adapters   the same adapters inside the blocks, so that gradients pass through the frozen backbone
 full fine-tune      every weight of the backbone is trained, with the same head
                     (these two with attention as the published backbone writes it; `fused` with torch's own kernel)
-published adapter   `float by torch` with adapters as published: channels-first copies, the cls token carried along;
-                    `float_vs_published_adapter` compares these two
+published adapter   the float recipe with adapters as published: channels-first copies, the cls token carried along
 recomputed adapter  the float recipe with adapters that keep only their input and compute the rest again in backward
 
 Photos and weights are random. `_saved` ratios compare the bytes kept for backward. Takes about five minutes.
@@ -95,21 +93,21 @@ def ratios(seconds: dict[str, float], saved: dict[str, int]) -> dict[str, float]
         "float_vs_inblock_adapters": seconds["float"] / seconds["in-block adapters"],
         "float_vs_inblock_adapters_saved": saved["float"] / saved["in-block adapters"],
         "hash_vs_two_branch": seconds["hash"] / seconds["two branches"],
+        "hash_vs_published_stage_2": seconds["hash"] / seconds["published stage 2"],
+        "hash_by_torch_vs_published_stage_2": seconds["hash by torch"] / seconds["published stage 2"],
         "float_by_torch_vs_inblock_adapters": seconds["float by torch"] / seconds["in-block adapters"],
-        "hash_by_torch_vs_two_branch": seconds["hash by torch"] / seconds["two branches"],
-        "hash_vs_two_own_branches": seconds["hash"] / seconds["two own branches"],
         "float_vs_float_by_torch": seconds["float"] / seconds["float by torch"],
         "float_vs_frozen_forward": seconds["float"] / seconds["frozen forward"],
-        "float_vs_own_frozen_forward": seconds["float"] / seconds["own frozen forward"],
-        "float_by_torch_vs_frozen_forward": seconds["float by torch"] / seconds["frozen forward"],
-        "float_vs_published_adapter": seconds["float by torch"] / seconds["published adapter"],
+        "float_vs_timm_forward": seconds["float"] / seconds["timm forward"],
+        "float_by_torch_vs_timm_forward": seconds["float by torch"] / seconds["timm forward"],
+        "float_vs_published_adapter": seconds["float"] / seconds["published adapter"],
         "float_vs_published_adapter_saved": saved["float"] / saved["published adapter"],
         "recomputed_vs_float": seconds["recomputed adapter"] / seconds["float"],
         "recomputed_vs_float_saved": saved["recomputed adapter"] / saved["float"],
     }
     if "float bf16" in seconds:
-        found["bf16_vs_fp32"] = seconds["float bf16"] / seconds["float by torch"]
-        found["bf16_vs_float"] = seconds["float bf16"] / seconds["float"]
+        found["bf16_vs_fp32"] = seconds["float bf16"] / seconds["float"]
+        found["bf16_vs_fp32_by_torch"] = seconds["float bf16"] / seconds["float by torch"]
     return found
 
 
@@ -123,18 +121,18 @@ def make_steps(backbone: str, images: Tensor) -> tuple[SelaVPR, dict[str, Step]]
     stir(model)
     with_recipe = partial(recipe_step, model, images, labels)
     steps: dict[str, Step] = {
-        "frozen forward": partial(by_torch, partial(frozen_forward, partial(blocks_of_timm, model), images)),
-        "own frozen forward": partial(frozen_forward, model.backbone.streams, images),
+        "frozen forward": partial(frozen_forward, model.backbone.streams, images),
+        "timm forward": partial(by_torch, partial(frozen_forward, partial(blocks_of_timm, model), images)),
         "float": partial(with_recipe, "float"),
         "float by torch": partial(by_torch, partial(with_recipe, "float")),
         "hash by torch": partial(by_torch, partial(with_recipe, "hash")),
         "hash": partial(with_recipe, "hash"),
-        "two branches": partial(by_torch, partial(published_two_branches, model, images, labels)),
-        "two own branches": partial(with_recipe, "hash", reference=True),
+        "two branches": partial(with_recipe, "hash", reference=True),
+        "published stage 2": partial(by_torch, partial(published_stage_2, model, images, labels)),
         "in-block adapters": partial(by_torch, partial(inblock_step, model, images, labels)),
         "full fine-tune": partial(full_step, model, images, labels, fused=False),
         "full fine-tune fused": partial(full_step, model, images, labels, fused=True),
-        "published adapter": partial(by_torch, partial(published_step, model, images, labels)),
+        "published adapter": partial(published_step, model, images, labels),
         "recomputed adapter": partial(recomputed_step, model, images, labels),
     }
     if is_native("bf16", images.device.type):
@@ -206,7 +204,7 @@ def full_step(model: SelaVPR, images: Tensor, labels: Tensor, fused: bool) -> No
         backbone.vit.requires_grad_(False)
 
 
-def published_two_branches(model: SelaVPR, images: Tensor, labels: Tensor) -> None:
+def published_stage_2(model: SelaVPR, images: Tensor, labels: Tensor) -> None:
     """Stage 2 of the published code: both branches carry every token, only the code branch learns."""
     with forward_replaced(published_adapter):
         prepare(model, "hash", reference=True)

@@ -5,13 +5,13 @@ Needs chromium and chromedriver; skipped where they are absent.
 
 import io
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from chrome import start_chrome
 from PIL import Image
 
 from placeray.overview.city_map import CityMap
@@ -19,23 +19,12 @@ from placeray.overview.figures import LeakFigures, LeakingPlace, Overview, Rejec
 from placeray.overview.page import render_page
 from placeray.overview.sheet import SheetPhoto, SheetRow
 
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
-         "--hide-scrollbars", "--disable-background-networking")  # fmt: skip
 WIDE = 1280
 
 
 @pytest.fixture(scope="module")
 def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    browser, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    if browser is None or driver is None:
-        pytest.skip("chromium and chromedriver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
+    started = start_chrome(tmp_path_factory.mktemp("profile"))
     yield started
     started.quit()
 

@@ -5,13 +5,13 @@ Needs chromium and chromedriver; skipped where they are absent.
 
 import io
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from chrome import start_chrome
 from PIL import Image
 
 from placeray.evaluation.confidence import Calibration, Reliability
@@ -21,36 +21,10 @@ from placeray.evaluation.page_data import Answer, AnswerRow, Example, Ground, Pa
 from placeray.evaluation.report import EvalReport, MapFacts, MethodResult
 from placeray.metrics import Recall
 
-FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--hide-scrollbars",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--window-size=1280,900",
-]
-
-
-def start(profile: Path) -> Any:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    browser, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    if browser is None or driver is None:
-        pytest.skip("chromium and chromedriver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for flag in [*FLAGS, f"--user-data-dir={profile}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
-
 
 @pytest.fixture(scope="module")
 def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    driver = start(tmp_path_factory.mktemp("profile"))
+    driver = start_chrome(tmp_path_factory.mktemp("profile"))
     yield driver
     driver.quit()
 

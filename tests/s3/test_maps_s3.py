@@ -46,6 +46,26 @@ def city(tmp_path: Path) -> tuple[str, Any, Any]:
     return root, codes, floats.astype(np.float32)
 
 
+def answers_of_one_worker(place_map: str, queries: str, output: str) -> list[bytes]:
+    """What a worker writes for each file of described queries."""
+    worker = SearchWorker(place_map, "v0002", output, SearchConfig().model_dump(mode="json"), None, 1)
+    found = []
+    for file in storage.read_manifest(queries)["files"]:
+        path = file["path"]
+        uri = storage.join(queries, path)
+        worker(
+            {
+                "name": path.removesuffix(".parquet"),
+                "path": path,
+                "uri": uri,
+                "rows": file["rows"],
+                "key": "k",
+            }
+        )
+        found.append(Path(output, path).read_bytes())
+    return found
+
+
 def test_a_file_is_created_once(bucket: str) -> None:
     uri = f"{bucket}/once"
     assert storage.create_bytes(uri, b"mine")
@@ -167,13 +187,8 @@ def test_two_machines_search_their_own_copies(
     for machine in ("one", "two"):
         (copied,) = (tmp_path / "caches" / machine / "maps").iterdir()
         assert versions(str(copied)) == ["v0002"]
-    alone = SearchWorker(
-        root, "v0002", str(tmp_path / "alone"), SearchConfig().model_dump(mode="json"), None, 1
-    )
-    for number in range(8):
-        path = f"part/{number}.parquet"
-        alone({"name": f"part/{number}", "path": path, "uri": f"{queries}/{path}", "rows": 3, "key": "k"})
-        assert (tmp_path / "two" / path).read_bytes() == (tmp_path / "alone" / path).read_bytes()
+    written = [Path(given["output"], "part", f"{number}.parquet").read_bytes() for number in range(8)]
+    assert written == answers_of_one_worker(root, queries, str(tmp_path / "alone"))
 
 
 def test_a_map_that_was_replaced_is_not_answered_from_the_old_copy(
@@ -208,14 +223,11 @@ def test_a_folder_of_queries_is_searched_by_workers_with_copies(
     there = f"{bucket}/maps/many"
     copy_map(root, there)
     queries = write_descriptors(str(tmp_path / "queries"), codes[:9], floats[:9])
-    outputs = []
-    for place_map in (there, root):
-        output = str(tmp_path / f"answers-{len(outputs)}")
-        worker = SearchWorker(place_map, "v0002", output, SearchConfig().model_dump(mode="json"), None, 1)
-        part = {"name": "0", "path": "0.parquet", "uri": f"{queries}/part/0.parquet", "rows": 9, "key": "k"}
-        worker(part)
-        outputs.append(Path(output, "0.parquet").read_bytes())
-    assert outputs[0] == outputs[1]
+    far, near = (
+        answers_of_one_worker(place_map, queries, str(tmp_path / name))
+        for place_map, name in ((there, "far"), (root, "near"))
+    )
+    assert far == near
     stranger = write_descriptors(str(tmp_path / "strangers"), codes[:9], floats[:9], model_id="b" * 64)
     with pytest.raises(MapError, match=f"do not fit the map {there}: model_id"):
         search_many(SearchConfig(), stranger, there, str(tmp_path / "none"))

@@ -69,7 +69,7 @@ def _at(builder: ir.IRBuilder, base: Any, offset: Any, kind: ir.Type) -> Any:
 def count_words(typing_context: Any, block: Any, queries: Any, query: Any, distances: Any) -> Any:
     """Distances (BLOCK,) uint16 of a word-major block (W, BLOCK) to one of queries (Q, W); returns the smallest.
 
-    All sums of a block stay in registers, eight codes in each.
+    With AVX-512 all sums of a block stay in registers, eight codes in each.
     """
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:

@@ -163,9 +163,8 @@ class PlaceMap:
             StorageError: the object store fails.
         """
         remote = storage.is_remote(storage.resolve(uri))
-        settled = (
-            not remote
-        )  # a copy that was filled anew while it was opened shows no trace of it: look twice
+        # A copy that was filled anew while it was opened shows no trace of it, so it is opened twice.
+        settled = not remote
         while True:
             name = version or current_version(uri)
             root = local_copy(uri, name) if remote else uri

@@ -55,9 +55,13 @@ def slow_adapter(made: MultiConvAdapter, tokens: Tensor, grid: tuple[int, int]) 
     return torch.stack(outputs)
 
 
+@pytest.mark.parametrize("onednn", [False, True])
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5), (1, 6)])
 @pytest.mark.parametrize("num_prefix", [0, 1, 5])
-def test_equals_its_slow_twin(grid: tuple[int, int], num_prefix: int) -> None:
+def test_equals_its_slow_twin(
+    grid: tuple[int, int], num_prefix: int, onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("placeray.model.products._onednn_is_faster", lambda: onednn)
     made = adapter()
     tokens = torch.randn(2, num_prefix + grid[0] * grid[1], WIDTH)
     before = tokens.clone()
@@ -78,13 +82,9 @@ def plain_forward(made: MultiConvAdapter, tokens: Tensor, grid: tuple[int, int])
     return made.up(mixed + hidden)
 
 
-@pytest.mark.parametrize("onednn", [False, True])
 @pytest.mark.parametrize("num_prefix", [0, 1, 5])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_gradients_equal_those_of_the_published_forward(
-    num_prefix: int, dtype: torch.dtype, onednn: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("placeray.model.products._onednn_is_faster", lambda: onednn)
+def test_gradients_equal_those_of_the_published_forward(num_prefix: int, dtype: torch.dtype) -> None:
     found = []
     for forward in (MultiConvAdapter.forward, plain_forward):
         made = adapter().to(dtype).train()

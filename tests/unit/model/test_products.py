@@ -88,7 +88,6 @@ def test_other_formats_and_a_compiler_are_left_to_torch(monkeypatch: pytest.Monk
 def test_which_processors(
     capabilities: dict[str, object], faster: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.undo()
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert WHERE.__wrapped__() is faster
 
