@@ -1,7 +1,7 @@
 """The normalize job against a plain copy, against a plain loop, and its planning on millions of rows.
 
-    python benchmarks/normalize.py [--photos 6000] [--rounds 2] [--folder DIR] [--rows 1000000 5000000]
-                                   [--compare copy unchecked loop]
+    python benchmarks/normalize.py [--photos 60000] [--decoded-photos 18000] [--rounds 1] [--folder DIR]
+                                   [--rows 1000000 5000000] [--compare copy unchecked loop]
 
 Photos are synthetic JPEGs of 640 x 480 pixels and about 100 KB in one tree of '@' names that becomes places.
 
@@ -14,9 +14,10 @@ Photos are synthetic JPEGs of 640 x 480 pixels and about 100 KB in one tree of '
   groups kept): its peak memory, and its seconds for five times the rows.
 
 Ray is up before the clock starts, as on a cluster; starting the workers is in the figures. The job syncs its files
-to disk, the copy and the loop do not. Takes about eight minutes and, in --folder, 5 GB; `--compare copy --rows`,
-`--compare loop --rows` and `--photos 0` are its three pieces. The start weighs less the more photos there are:
-`--photos 60000 --compare copy --rows` is 6.8 GB, a quarter of GSV-Cities, and needs 28 GB of disk.
+to disk, the copy and the loop do not. Takes about ten minutes and, in --folder, 30 GB; `--compare copy --rows`,
+`--compare loop --rows` and `--compare` are three pieces of it. Workers take more than a second to start, in which
+`cp` copies a gigabyte from memory: the ratios are those of sets of some size (60,000 photos are a ninth of
+GSV-Cities), and `--photos 6000` shows what the start makes of small ones.
 """
 
 import argparse
@@ -58,13 +59,16 @@ PHOTOS_PER_PLACE = 8
 PHOTOS_PER_FILE = 800
 SIDE_PX = 512
 
+Measured = tuple[dict[str, float], dict[str, Any]]  # ratios and figures
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--photos", type=int, default=6000)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--photos", type=int, default=60_000, help="where nothing is decoded")
+    parser.add_argument("--decoded-photos", type=int, default=18_000, help="where every photo is")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder by default")
     parser.add_argument("--rows", type=int, nargs="*", default=[1_000_000, 5_000_000])
     parser.add_argument("--compare", nargs="*", choices=COMPARISONS, default=COMPARISONS)
@@ -74,60 +78,71 @@ def main() -> None:
         plan_in_this_process(given.plan)
         return
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        ratios, figures = photo_ratios(Path(folder), given) if given.photos else ({}, {})
+        ratios, figures = {}, {}
+        for measured in (plain_ratios, decoded_ratios):
+            more_ratios, more_figures = measured(Path(folder), given)
+            ratios |= more_ratios
+            figures |= more_figures
         more_ratios, rows = row_ratios(Path(folder), given.rows)
-    measure.finish("normalize", {**ratios, **more_ratios}, TARGETS, **figures, rows=rows)
+    measure.finish("normalize", ratios | more_ratios, TARGETS, **figures, rows=rows)
 
 
-def photo_ratios(folder: Path, given: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
-    """Photos per second of the job, the copy and the loop."""
+def plain_ratios(folder: Path, given: argparse.Namespace) -> Measured:
+    """Of the job, the copy and the loop with nothing decoded."""
+    if "copy" not in given.compare and "unchecked" not in given.compare:
+        return {}, {}
     tree, few, out = folder / "tree", folder / "few", folder / "out"
     num_bytes = draw_tree(tree, given.photos)
     draw_tree(few, 16)
-    measure.say(f"{given.photos} photos, {num_bytes / 1e6:.0f} MB")
     ensure_ray()
     plain = {"decode_check": "none"}
-    shrunk = {"decode_check": "full", "max_side_px": SIDE_PX}
-    seconds: dict[str, float] = {}
-    ratios: dict[str, float] = {}
-    if "copy" in given.compare or "unchecked" in given.compare:
-        runs: dict[str, Callable[[], object]] = {
-            "copy": partial(copy_and_read, tree, folder / "copies"),
-            "job": partial(run_job, tree, out, plain),
-            "start": partial(run_job, few, out, plain),
-            "loop": partial(plain_loop, tree, out, False),
-        }
-        left_out = {"copy": "copy", "unchecked": "loop"}
-        for comparison, run in left_out.items():
-            if comparison not in given.compare:
-                del runs[run]
-        seconds |= measure.alternate(settled(runs, folder), given.rounds)
-        seconds["job without start"] = seconds["job"] - seconds["start"]
+    runs: dict[str, Callable[[], object]] = {}
+    if "copy" in given.compare:
+        runs["copy"] = partial(copy_and_read, tree, folder / "copies")
+    runs["job"] = partial(run_job, tree, out, plain)
+    runs["start"] = partial(run_job, few, out, plain)
+    if "unchecked" in given.compare:
+        runs["loop"] = partial(plain_loop, tree, out, False)
+    seconds = measure.alternate(settled(runs, folder), given.rounds)
+    seconds["job without start"] = seconds["job"] - seconds["start"]
+    ratios = {}
     if "copy" in given.compare:
         ratios["vs_copy"] = seconds["copy"] / seconds["job"]
         ratios["vs_copy_without_start"] = seconds["copy"] / seconds["job without start"]
     if "unchecked" in given.compare:
         ratios["vs_single_loop_unchecked"] = seconds["loop"] / seconds["job"]
-    if "loop" in given.compare:
-        runs = {
-            "loop, shrunk": partial(plain_loop, tree, out, True),
-            "job, shrunk": partial(run_job, tree, out, shrunk),
-        }
-        seconds |= measure.alternate(settled(runs, folder), max(1, given.rounds - 1))
-        ratios["vs_single_loop"] = seconds["loop, shrunk"] / seconds["job, shrunk"]
-    worked = {name: value for name, value in seconds.items() if not name.startswith("settle")}
-    figures = {
-        "seconds": {name: round(value, 2) for name, value in worked.items()},
-        "photos_per_s": {
-            name: round(given.photos / value) for name, value in worked.items() if name != "start"
-        },
-        "mb_per_s": {
-            name: round(num_bytes / 1e6 / value, 1) for name, value in worked.items() if name != "start"
-        },
-        "photos": given.photos,
-        "photo_mb": round(num_bytes / 1e6),
+    shutil.rmtree(tree)
+    shutil.rmtree(folder / "copies", ignore_errors=True)
+    return ratios, {"plain": speeds(seconds, given.photos, num_bytes)}
+
+
+def decoded_ratios(folder: Path, given: argparse.Namespace) -> Measured:
+    """Of the job and the loop with every photo decoded and shrunk."""
+    if "loop" not in given.compare:
+        return {}, {}
+    tree, out = folder / "decoded", folder / "out"
+    num_bytes = draw_tree(tree, given.decoded_photos)
+    ensure_ray()
+    runs: dict[str, Callable[[], object]] = {
+        "loop, shrunk": partial(plain_loop, tree, out, True),
+        "job, shrunk": partial(run_job, tree, out, {"decode_check": "full", "max_side_px": SIDE_PX}),
     }
-    return ratios, figures
+    seconds = measure.alternate(settled(runs, folder), given.rounds)
+    ratios = {"vs_single_loop": seconds["loop, shrunk"] / seconds["job, shrunk"]}
+    return ratios, {"decoded": speeds(seconds, given.decoded_photos, num_bytes)}
+
+
+def speeds(seconds: dict[str, float], photos: int, num_bytes: int) -> dict[str, Any]:
+    """What was measured, as seconds, photos per second and MB per second."""
+    worked = {name: value for name, value in seconds.items() if not name.startswith("settle")}
+    moved = {name: value for name, value in worked.items() if name != "start"}
+    return {
+        "photos": photos,
+        "photo_mb": round(num_bytes / 1e6),
+        "seconds": {name: round(value, 2) for name, value in worked.items()},
+        "photos_per_s": {name: round(photos / value) for name, value in moved.items()},
+        "mb_per_s": {name: round(num_bytes / 1e6 / value, 1) for name, value in moved.items()},
+    }
 
 
 def settled(runs: dict[str, Callable[[], object]], folder: Path) -> dict[str, Callable[[], object]]:
@@ -139,7 +154,7 @@ def settled(runs: dict[str, Callable[[], object]], folder: Path) -> dict[str, Ca
     }
 
 
-def row_ratios(folder: Path, sizes: list[int]) -> tuple[dict[str, float], dict[str, Any]]:
+def row_ratios(folder: Path, sizes: list[int]) -> Measured:
     """Seconds and peak memory of planning, each size in a process of its own."""
     figures: dict[str, Any] = {}
     for size in sizes:
