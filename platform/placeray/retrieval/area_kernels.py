@@ -16,7 +16,7 @@ from placeray.retrieval.intrinsics import compiled, fetch, read_u8
 _DEGREE = math.pi / 180
 # Degrees that rounding may put a photo outside of its cell.
 _ROUNDING = 1e-9
-# A cell of a 4096th of the world is some ten kilometres wide; what is larger is not classified by a plane.
+# A cell of a 4096th of the world is some ten kilometres wide; larger ones, which the plane is none for, are always cut.
 _SIDE_OF_PLANE = 4096
 _NUMBERS_A_LINE = 8  # of 8 bytes in a line of the cache
 # For every state of the curve and quadrant along it: whether that is the right, the upper one, and the state inside.
@@ -47,24 +47,25 @@ def squared(plane: Any, lat: Any, lon: Any) -> Any:
 
 
 @compiled
-def distance_m(plane: Any, lat: Any, lon: Any) -> Any:
-    """Metres from the middle of the circle."""
-    return EARTH_RADIUS_M * math.sqrt(squared(plane, lat, lon))
+def reaches(plane: Any, within: Any, beyond: Any) -> None:
+    """What tells INSIDE and OUTSIDE apart from the EDGE for cells of each size, 2**shift finest ones a side.
 
-
-@compiled
-def classify(plane: Any, west: float, south: float, width: float, height: float) -> int:
-    """Whether a box lies INSIDE, OUTSIDE or on the EDGE: nothing in it is farther from its middle than half its sides
-    together.
+    Nothing in a cell is farther from its middle than half its sides together. So a cell lies inside where the squared
+    angle of its middle is at most within[shift], outside where it is above beyond[shift].
     """
-    middle = distance_m(plane, south + height / 2, west + width / 2)
-    widest = 1.0
-    if south * (south + height) > 0:
-        widest = math.cos(min(abs(south), abs(south + height)) * _DEGREE)
-    reach = plane.error * middle + EARTH_RADIUS_M * _DEGREE * (height + width * widest) / 2
-    if middle + reach <= plane.radius_m:
-        return INSIDE
-    return OUTSIDE if middle - reach > plane.radius_m else EDGE
+    angle = plane.radius_m / EARTH_RADIUS_M
+    # A degree of longitude is widest next to the equator; of cells that the circle cuts, less than two stand out of it.
+    nearest = abs(plane.lat) * _DEGREE - angle - 2 * math.pi / _SIDE_OF_PLANE
+    widest = math.cos(max(nearest, 0.0))
+    for shift in range(LEVEL + 1):
+        side = 1 << (LEVEL - shift)
+        within[shift], beyond[shift] = -1.0, np.inf
+        if side >= _SIDE_OF_PLANE:
+            height, width = 180 / side + 2 * _ROUNDING, 360 / side + 2 * _ROUNDING
+            reach = _DEGREE * (height + width * widest) / 2
+            beyond[shift] = ((angle + reach) / (1 - plane.error)) ** 2
+            if angle >= reach:
+                within[shift] = ((angle - reach) / (1 + plane.error)) ** 2
 
 
 @compiled
@@ -80,6 +81,8 @@ def cover(plane: Any, bounds: Any, finest: int, first: Any, end: Any, sure: Any)
     waiting = np.empty((3 * LEVEL + 4, 5), dtype=np.int64)
     waiting[0] = LEVEL, 0, 0, 0, 0
     num_waiting = 1
+    within, beyond = np.empty(LEVEL + 1), np.empty(LEVEL + 1)
+    reaches(plane, within, beyond)
     while num_waiting:
         num_waiting -= 1
         shift, x, y, number, state = waiting[num_waiting]
@@ -91,14 +94,12 @@ def cover(plane: Any, bounds: Any, finest: int, first: Any, end: Any, sure: Any)
         ):
             continue
         side = 1 << (LEVEL - shift)
-        # The plane is none for large cells; a photo may lie a rounding outside of the cell that it was put in.
+        middle = squared(plane, (y + 0.5) * (180 / side) - 90, (x + 0.5) * (360 / side) - 180)
         place = EDGE
-        if side >= _SIDE_OF_PLANE:
-            width, height = 360 / side, 180 / side
-            place = classify(
-                plane, x * width - 180 - _ROUNDING, y * height - 90 - _ROUNDING,
-                width + 2 * _ROUNDING, height + 2 * _ROUNDING,
-            )  # fmt: skip
+        if middle <= within[shift]:
+            place = INSIDE
+        elif middle > beyond[shift]:
+            place = OUTSIDE
         if place == OUTSIDE:
             continue
         if place == EDGE and shift > finest:
@@ -142,20 +143,23 @@ def mark(
 @compiled
 def mark_run(plane: Any, lat: Any, lon: Any, start: int, end: int, inside: Any, at: int) -> None:
     """Say of each row of a run whether it lies inside, into `inside` (uint8) from `at` on."""
-    angle, unsure = plane.radius_m / EARTH_RADIUS_M, 0
+    angle, error = plane.radius_m / EARTH_RADIUS_M, plane.rim_error
     # Of squares, which need no root: angle**2 * (1 +- error)**2.
-    error = plane.rim_error
     middle, slack = angle * angle * (1 + error * error), 2 * angle * angle * error
-    for row in range(start, end):
-        beyond = squared(plane, lat[row], lon[row]) - middle
-        near = abs(beyond) <= slack
-        inside[at + row - start] = (beyond <= 0) | (near << 1)
-        unsure += near
-    # In a loop of its own, so that the one before has no branch and becomes vector instructions.
-    if unsure:
-        for row in range(start, end):
-            if inside[at + row - start] > 1:
-                inside[at + row - start] = sphere_m(plane, lat[row], lon[row]) <= plane.radius_m
+    lower, upper = middle - slack, middle + slack
+    # Slices, and sums alone beside what is stored: so this becomes vector instructions without waste.
+    lats, lons, marks = lat[start:end], lon[start:end], inside[at : at + end - start]
+    surely, perhaps = 0, 0
+    for i in range(len(lats)):
+        found = squared(plane, lats[i], lons[i])
+        marks[i] = found <= middle
+        surely += found < lower
+        perhaps += found <= upper
+    if surely == perhaps:
+        return
+    for i in range(len(lats)):
+        if lower <= squared(plane, lats[i], lons[i]) <= upper:
+            marks[i] = sphere_m(plane, lats[i], lons[i]) <= plane.radius_m
 
 
 @compiled
