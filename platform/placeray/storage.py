@@ -1,9 +1,9 @@
 """Files on disk and in object stores behind one set of functions; the only file that knows fsspec.
 
-A uri is a local path or `s3://bucket/key`. A relative local path counts from $PLACERAY_ROOT when that is set
-(a Ray job runs in a copy of the checkout, its data does not), otherwise from the current folder; `~` and
-`${VARIABLE}` are expanded. Object stores have no rename, so a data set is committed by writing its
-`manifest.json` last: a folder without one is unfinished and is refused by every reader.
+A uri is a local path, also as `file:///path`, or `s3://bucket/key`. A relative local path counts from $PLACERAY_ROOT
+when that is set (a Ray job runs in a copy of the checkout, its data does not), otherwise from the current folder; `~`
+and `${VARIABLE}` are expanded. Object stores have no rename, so a data set is committed by writing its `manifest.json`
+last: a folder without one is unfinished and is refused by every reader.
 
 Requests to an object store that fail for a passing reason (a lost connection, 500, 503) are repeated with growing
 pauses, for about a quarter of a minute; AWS_MAX_ATTEMPTS and AWS_RETRY_MODE change that. Endpoint and keys come from
@@ -56,6 +56,7 @@ def resolve(uri: str | os.PathLike[str]) -> str:
         raise StorageError(f"{uri} needs the environment variable {unset[1]}, which is not set")
     if is_remote(text):
         return text.rstrip("/")
+    text = text.removeprefix("file://")
     root = os.environ.get("PLACERAY_ROOT") or os.getcwd()
     return os.path.normpath(os.path.join(root, text))
 

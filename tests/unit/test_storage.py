@@ -19,6 +19,7 @@ def test_relative_paths_count_from_the_root_variable(tmp_path: Path, monkeypatch
     monkeypatch.setenv("PLACERAY_ROOT", str(tmp_path))
     assert storage.resolve("a/b") == f"{tmp_path}/a/b"
     assert storage.resolve("/x") == "/x"
+    assert storage.resolve("file:///x/y/") == "/x/y"
     assert storage.resolve("s3://bucket/key/") == "s3://bucket/key"
 
 
