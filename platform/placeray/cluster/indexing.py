@@ -10,14 +10,13 @@ from typing import NamedTuple
 
 from placeray import storage
 from placeray.cluster.parts import Part, Report, run_parts
-from placeray.retrieval.build import build_shard, finished_shard, is_whole, shard_folder
+from placeray.retrieval.build import build_shard, finished_shard
 from placeray.retrieval.lists import is_finished
 from placeray.retrieval.manifest import (
     Manifest,
     advance,
     compose,
     find_build,
-    publish,
     read_map_manifest,
 )
 from placeray.retrieval.map_lists import (
@@ -31,6 +30,7 @@ from placeray.retrieval.map_lists import (
     wanted_lists,
 )
 from placeray.retrieval.plan import IndexConfig, build_key_of, plan_map
+from placeray.retrieval.publishing import missing_files, publish_whole
 
 
 class IndexReport(NamedTuple):
@@ -103,7 +103,7 @@ def build_index(
     existing = None if version is None else read_map_manifest(output, version)
     if existing is not None and existing["index"]["type"] == "ivf" and "runs" not in existing["index"]:
         existing = None  # lists as an earlier placeray made them
-    if existing is not None and _is_whole(output, existing):
+    if existing is not None and not missing_files(output, existing):
         manifest = _as_newest(output, existing)
         return IndexReport(output, manifest, 0, time.monotonic() - start, already_finished=True)
     plan = plan_map(descriptors, config, queries)
@@ -128,7 +128,7 @@ def build_index(
             asked = None if queries is None else queries_of_descriptors(queries, complete)
             found = calibrate(output, complete, quantizer, config, asked)
             complete = calibrated(complete, quantizer, runs, found)
-    manifest = _as_newest(output, existing) if existing else publish(output, complete)
+    manifest = _as_newest(output, existing) if existing else publish_whole(output, complete)
     built = sum(shard is None for shard in finished.values())
     return IndexReport(output, manifest, built, time.monotonic() - start, already_finished=False)
 
@@ -140,7 +140,7 @@ def _as_newest(output: str, build: Manifest) -> Manifest:
     if build["version"] in (newest["version"], newest.get("update", {}).get("build")):
         return newest
     unnamed = {key: value for key, value in build.items() if key not in ("version", "parent_version")}
-    return publish(output, unnamed)
+    return publish_whole(output, unnamed)
 
 
 def write_lists(output: str, runs: list[Run], *, num_workers: int = 2, num_cpus: float = 1.0) -> None:
@@ -154,14 +154,4 @@ def write_lists(output: str, runs: list[Run], *, num_workers: int = 2, num_cpus:
         num_cpus=num_cpus,
         done=lambda part: {} if is_finished(storage.local_path(storage.join(output, part["path"]))) else None,
         unit="photos",
-    )
-
-
-def _is_whole(output: str, manifest: Manifest) -> bool:
-    return all(
-        is_whole(shard_folder(output, entry["shard"]["shard_id"]), entry["shard"])
-        for entry in manifest["shards"]
-    ) and all(
-        is_finished(storage.local_path(storage.join(output, path)))
-        for path in manifest["index"].get("files", [])
     )

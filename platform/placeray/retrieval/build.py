@@ -26,6 +26,7 @@ from placeray import storage
 from placeray.contracts import table_schema, validate_document, validate_table
 from placeray.errors import MapError, StorageError
 from placeray.retrieval.float_store import FILE_OF_TYPE, SCALE_FILE
+from placeray.retrieval.locks import alone, emptied
 from placeray.retrieval.manifest import FORMAT_VERSION
 from placeray.retrieval.plan import cells_of, inside, read_keys, sorted_order
 from placeray.retrieval.quantize import quantize
@@ -35,15 +36,21 @@ NOT_IN_ROWS = ("code", "descriptor")
 
 
 def build_shard(part: Mapping[str, Any], descriptors: str, root: str) -> dict[str, Any]:
-    """Write `<root>/shards/<name>/` for one part of `plan.plan_map` and return its shard.json.
+    """Write `<root>/shards/<name>/` for one part of `plan.plan_map`, unless it is finished, and return its shard.json.
+
+    Of several writers of one shard the others wait for the first and find it finished.
 
     Raises:
         MapError: the descriptors have changed since the map was planned, or do not fit what their manifest
         says.
         StorageError: `root` is in an object store; a map is memory-mapped and lives on a local disk.
     """
-    folder = shard_folder(root, part["name"])
-    folder.mkdir(parents=True, exist_ok=True)
+    with alone(root, part["name"]):
+        return finished_shard(part, root) or _write_shard(part, descriptors, root)
+
+
+def _write_shard(part: Mapping[str, Any], descriptors: str, root: str) -> dict[str, Any]:
+    folder = emptied(shard_folder(root, part["name"]))
     chosen = _place_rows(part, descriptors)
     files = _Files(folder, part)
     records = []

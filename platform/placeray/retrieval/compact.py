@@ -24,16 +24,17 @@ from placeray.retrieval.build import (
     write_file,
 )
 from placeray.retrieval.float_store import FILE_OF_TYPE, SCALE_FILE
+from placeray.retrieval.locks import alone, emptied
 from placeray.retrieval.manifest import (
     FORMAT_VERSION,
     Manifest,
     advance,
     fingerprint,
-    publish,
     read_map_manifest,
 )
 from placeray.retrieval.mapped import MappedFile
 from placeray.retrieval.plan import sorted_order
+from placeray.retrieval.publishing import publish_whole
 from placeray.retrieval.shard import Shard
 from placeray.retrieval.tombstones import live_mask
 from placeray.retrieval.update import refresh_index, with_entries
@@ -79,7 +80,7 @@ def compact(root: str, *, max_dead: float = 0.2, max_overlap: float = 0.2) -> Ma
     if "update" in parent:  # the last update is still in: running it again does nothing
         manifest["update"] = parent["update"]
     manifest = refresh_index(root, manifest)
-    return publish(root, manifest, parent=parent["version"])
+    return publish_whole(root, manifest, parent=parent["version"])
 
 
 def _chosen(
@@ -114,7 +115,8 @@ def _rebuild(root: str, parent: Manifest, old: list[_Old]) -> list[dict[str, Any
     for start in range(0, len(order), per_shard):
         here = order[start : start + per_shard]
         part = _part(parent, old, sources[here], rows[here], start // per_shard)
-        shards.append(finished_shard(part, root) or _write(root, part, old, sources[here], rows[here]))
+        with alone(root, part["name"]):
+            shards.append(finished_shard(part, root) or _write(root, part, old, sources[here], rows[here]))
     return shards
 
 
@@ -149,8 +151,7 @@ def _part(parent: Manifest, old: list[_Old], sources: Rows, rows: Rows, number: 
 
 
 def _write(root: str, part: dict[str, Any], old: list[_Old], sources: Rows, rows: Rows) -> dict[str, Any]:
-    folder = shard_folder(root, part["name"])
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = emptied(shard_folder(root, part["name"]))
     settings = part["settings"]
     widths = {}
     if settings["model"]["code_bits"]:

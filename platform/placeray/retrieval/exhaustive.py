@@ -58,7 +58,7 @@ def _candidates(queries: Floats, stores: FloatStores, size: int, live: NDArray[n
             continue
         block, scales = stores.gather_run(start, len(rows))
         if scales is None:
-            similarity = queries @ block.astype(np.float32).T
+            similarity = _float_products(queries, block).astype(np.float32)
         else:
             products = _integer_products(quantized[0], block)
             factors = scales.astype(np.float64)[None, :] * quantized[1].astype(np.float64)[:, None]
@@ -68,6 +68,15 @@ def _candidates(queries: Floats, stores: FloatStores, size: int, live: NDArray[n
             keys[:, ~live[start : start + len(rows)]] = NOBODY
         kept = best([kept, best([keys], size)], size)
     return kept
+
+
+def _float_products(queries: Floats, rows: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Products (Q, n) so exact that equal rows are equal in float32, wherever they stand in whatever batch."""
+    total = np.zeros((len(queries), len(rows)), dtype=np.float64)
+    for start in range(0, queries.shape[1], _EXACT_RUN):
+        run = slice(start, start + _EXACT_RUN)
+        total += queries[:, run].astype(np.float64) @ rows[:, run].astype(np.float64).T
+    return total
 
 
 def _integer_products(queries: NDArray[np.int8], rows: NDArray[np.generic]) -> NDArray[np.float64]:

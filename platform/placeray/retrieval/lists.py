@@ -26,6 +26,7 @@ from placeray import storage
 from placeray.errors import MapError, StorageError
 from placeray.retrieval.build import checksum, write_file
 from placeray.retrieval.codes import Bytes
+from placeray.retrieval.locks import emptied
 from placeray.retrieval.mapped import MappedFile
 from placeray.retrieval.quantizer import Quantizer
 
@@ -47,7 +48,7 @@ def save_quantizer(folder: Path, quantizer: Quantizer) -> None:
         "centroids.u8": quantizer.centroids,
         "starts.u32": quantizer.starts,
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    emptied(folder)
     for file, values in files.items():
         write_file(folder / file, np.ascontiguousarray(values).data)
     bits = quantizer.centroids.shape[1] * 8
@@ -72,7 +73,7 @@ def save_lists(folder: Path, shards: Sequence[Bytes], quantizer: Quantizer) -> N
     """Order the codes (n, bits / 8) of neighbouring shards by list and write them; of the codes, one shard is held in
     memory.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    emptied(folder)
     num_lists = len(quantizer.centroids)
     lists = [quantizer.assign(codes) for codes in shards]
     offsets = np.zeros(num_lists + 1, dtype=np.int64)

@@ -19,6 +19,7 @@ from placeray.retrieval.calibration import Calibration, choose, lists_needed
 from placeray.retrieval.codes import Bytes
 from placeray.retrieval.inverted import InvertedLists
 from placeray.retrieval.lists import is_finished, open_quantizer, save_lists, save_quantizer
+from placeray.retrieval.locks import alone
 from placeray.retrieval.manifest import Manifest, fingerprint
 from placeray.retrieval.mapped import MappedFile
 from placeray.retrieval.place_map import PlaceMap, default_shortlist
@@ -63,10 +64,11 @@ def learn_quantizer(root: str, manifest: Manifest, num_lists: int) -> str:
     keys = [entry["shard"]["key"] for entry in manifest["shards"]]
     path = f"ivf/{fingerprint([keys, num_lists, ROUNDS, SAMPLE_PER_LIST, CLUSTERS_TRIED])[:16]}"
     folder = storage.local_path(storage.join(root, path))
-    if not is_finished(folder):
-        with PlaceMap(root, {**manifest, "index": {"type": "flat"}}, num_threads=1) as place_map:
-            rows = _evenly(place_map, num_lists * SAMPLE_PER_LIST)
-            save_quantizer(folder, train(place_map.codes_of(rows), num_lists))
+    with alone(root, path):
+        if not is_finished(folder):
+            with PlaceMap(root, {**manifest, "index": {"type": "flat"}}, num_threads=1) as place_map:
+                rows = _evenly(place_map, num_lists * SAMPLE_PER_LIST)
+                save_quantizer(folder, train(place_map.codes_of(rows), num_lists))
     return path
 
 
@@ -113,7 +115,9 @@ def _run_path(quantizer: str, shards: Sequence[Mapping[str, Any]]) -> str:
 def build_lists(root: str, run: Run) -> None:
     """Order the codes of a run of `plan_runs` by its quantizer, unless that is done."""
     folder = storage.local_path(storage.join(root, run["path"]))
-    if not is_finished(folder):
+    with alone(root, run["path"]):
+        if is_finished(folder):
+            return
         code_bytes = run["code_bits"] // 8
         codes = [
             MappedFile(shard_folder(root, shard["shard_id"]) / CODE_FILE, shard["rows"] * code_bytes).bytes

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from placeray import storage
 from placeray.errors import MapError
+from placeray.retrieval.locks import VERSIONS, alone
 from placeray.retrieval.manifest import advance, read_map_manifest, versions
 from placeray.retrieval.tombstones import FOLDER
 
@@ -24,11 +25,17 @@ class Pruned(NamedTuple):
 def prune(root: str, keep_versions: int, *, force: bool = False) -> Pruned:
     """Keep the newest versions of a map and what they need; leftovers younger than an hour only go with `force`.
 
-    Whoever has a version open keeps its memory maps: the bytes stay until they are closed.
+    Whoever has a version open keeps its memory maps: the bytes stay until they are closed. An update under way that
+    counted on what goes is told to run again.
 
     Raises:
         MapError: keep_versions < 1, no map, or a kept manifest cannot be read; then nothing is deleted.
     """
+    with alone(root, VERSIONS):
+        return _prune(root, keep_versions, force)
+
+
+def _prune(root: str, keep_versions: int, force: bool) -> Pruned:
     existing = versions(root)
     if keep_versions < 1 or not existing:
         raise MapError(

@@ -18,20 +18,20 @@ from pydantic import Field
 from placeray import __version__, storage
 from placeray.config import Config
 from placeray.errors import MapError
-from placeray.retrieval.build import ROWS_FILE, build_shard, finished_shard, shard_folder
+from placeray.retrieval.build import ROWS_FILE, build_shard, shard_folder
 from placeray.retrieval.manifest import (
     TOMBSTONES,
     Manifest,
     advance,
     compose,
     fingerprint,
-    publish,
     read_map_manifest,
     versions,
 )
 from placeray.retrieval.map_lists import build_lists, calibrate, calibrated, plan_runs, with_lists
 from placeray.retrieval.merge import check_num_rows
 from placeray.retrieval.plan import IndexConfig, plan_map
+from placeray.retrieval.publishing import publish_whole
 from placeray.retrieval.tombstones import live_mask, write_tombstones
 
 Part = dict[str, Any]
@@ -110,7 +110,7 @@ def run_update(root: str, config: UpdateConfig, descriptors: str | None = None) 
     plan = plan_update(root, config, descriptors)
     if plan.finished is not None:
         return plan.finished
-    shards = [finished_shard(part, root) or build_shard(part, str(descriptors), root) for part in plan.parts]
+    shards = [build_shard(part, str(descriptors), root) for part in plan.parts]
     return finish_update(plan, shards)
 
 
@@ -118,7 +118,7 @@ def finish_update(plan: UpdatePlan, shards: Sequence[dict[str, Any]]) -> Manifes
     """Publish a planned update whose shards are all there.
 
     Raises:
-        MapError: another update was published meanwhile; nothing is lost, run it again.
+        MapError: another update was published meanwhile, or a shard was pruned; nothing is lost, run it again.
     """
     entries = [dict(entry) for entry in plan.parent["shards"]]
     for number, rows in plan.dead.items():
@@ -135,9 +135,7 @@ def finish_update(plan: UpdatePlan, shards: Sequence[dict[str, Any]]) -> Manifes
         "removed": plan.removed,
         "replaced": plan.replaced,
     }
-    if shards:
-        manifest = refresh_index(plan.root, manifest)
-    return publish(plan.root, manifest, parent=plan.parent["version"])
+    return publish_whole(plan.root, refresh_index(plan.root, manifest), parent=plan.parent["version"])
 
 
 def refresh_index(root: str, manifest: Manifest) -> Manifest:

@@ -1,5 +1,6 @@
 """Inverted lists: every photo is in one list, a search of some lists equals a slow one, calibration keeps its word."""
 
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -145,7 +146,7 @@ def test_the_build_resumes_and_damage_is_named(make_descriptors: Make, make_map:
         PlaceMap.open(root)
 
 
-def test_updates_keep_the_lists_complete(make_descriptors: Make, make_map: Make) -> None:
+def test_updates_keep_the_lists_complete(make_descriptors: Make, make_map: Make, tmp_path: Path) -> None:
     """After adding, removing and compacting, all lists together are all photos, and removed ones are in no answer."""
     rng = np.random.default_rng(7)
     codes = draw_streets(rng, 80)
@@ -164,6 +165,10 @@ def test_updates_keep_the_lists_complete(make_descriptors: Make, make_map: Make)
     assert added["index"]["calibration"]["rows"] == 370  # measured again: 300 photos have become 370
     few = run_update(root, UpdateConfig(remove=tuple(names[40:45])))
     assert few["index"] == added["index"]
+    fewer = run_update(
+        str(shutil.copytree(root, tmp_path / "other")), UpdateConfig(remove=tuple(names[45:200]))
+    )
+    assert fewer["index"]["calibration"]["rows"] == 210  # measured again where photos only go, too
     for manifest in (few, compact(root)):
         with PlaceMap.open(root, version=manifest["version"]) as place_map:
             ids = np.array(place_map.rows(["image_id"])["image_id"].to_pylist())
