@@ -21,7 +21,8 @@ from placeray.model.checkpoint import LoadedModel
 from placeray.model.describe import EmbedConfig, describe
 from placeray.model.preprocess import PreprocessConfig, decode_to_input
 from placeray.retrieval.filters import Filter
-from placeray.retrieval.matched import MATCHES_READ, Confidence, cosines, known, texts_at, values_at
+from placeray.retrieval.many import matches_to_read
+from placeray.retrieval.matched import Confidence, cosines, known, texts_at, values_at
 from placeray.retrieval.place_map import Mode, PlaceMap
 from placeray.retrieval.position import Position, PositionConfig, estimate_position
 
@@ -151,13 +152,11 @@ def _locate(
     config: LocalizeConfig,
 ) -> Iterator[Located]:
     described = describe(model.model, inputs, config.embed.precision)
-    # The position and the confidence read more matches than are shown.
-    depth = max(config.top_k, MATCHES_READ, calibration.depth if calibration else 0)
     result = place_map.search(
         described.codes,
         described.float,
-        top_k=depth,
-        shortlist=None if config.shortlist is None else max(config.shortlist, depth),
+        top_k=matches_to_read(place_map, config.top_k, config.shortlist, calibration),
+        shortlist=config.shortlist,
         exhaustive=described.codes is None,
         mode=config.mode,
         within=config.within,

@@ -1,8 +1,8 @@
 """The configuration of jobs/localize.py."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from placeray.config import Config
 from placeray.jobspecs.tracking import StoreConfig
@@ -32,3 +32,13 @@ class LocalizeJob(Config):
     localize: LocalizeConfig = Field(default=LocalizeConfig(), description="how photos are searched")
     format: Literal["table", "json"] = Field(default="table", description="what is printed")
     tracking: StoreConfig = Field(default=StoreConfig(), description="where registered models are looked up")
+
+    @model_validator(mode="after")
+    def _calibration_fits(self) -> Self:
+        narrowed = not self.localize.within.is_empty
+        if self.calibration is not None and (narrowed or self.localize.one_per_panorama):
+            raise ValueError(
+                "calibration was measured on searches of the whole map, not with within or one_per_panorama: leave it "
+                "out, confidence is unknown then"
+            )
+        return self

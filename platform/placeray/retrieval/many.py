@@ -103,7 +103,7 @@ def _answer(
     result = place_map.search(
         codes,
         descriptors,
-        top_k=_depth(place_map, config, calibration),
+        top_k=matches_to_read(place_map, config.top_k, config.shortlist, calibration),
         shortlist=config.shortlist,
         exhaustive=config.exhaustive or place_map.code_bits == 0,
         mode=config.mode,
@@ -135,18 +135,23 @@ def _answer(
     return pa.table(arrays, schema=schema)
 
 
-def _depth(place_map: PlaceMap, config: SearchConfig, calibration: Confidence | None) -> int:
-    """Matches read of each query: the position and the confidence look at more than are returned.
+def matches_to_read(
+    place_map: PlaceMap, top_k: int, shortlist: int | None, calibration: Confidence | None
+) -> int:
+    """Matches read of each query: the position and the confidence look at more than the `top_k` that are returned.
 
     A shortlist stays what was asked for: reading more must not change the answers.
+
+    Raises:
+        MapError: the shortlist has fewer than the calibration looks at.
     """
-    size = config.shortlist or max(config.top_k, default_shortlist(len(place_map)))
+    size = shortlist or max(top_k, default_shortlist(len(place_map)))
     wanted = calibration.depth if calibration else 0
     if wanted > size:
         raise MapError(
             f"the calibration looks at {wanted} matches, shortlist={size} has fewer: make it larger"
         )
-    return max(config.top_k, min(MATCHES_READ, size), wanted)
+    return max(top_k, min(MATCHES_READ, size), wanted)
 
 
 def _conditions(queries: pa.Table, config: SearchConfig) -> Filter | Sequence[Filter] | None:

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from placeray.errors import DataError, MapError, StorageError
+from placeray.jobspecs.localize import LocalizeJob
 from placeray.localization import LocalizeConfig, estimate_position, find_photos, localize
+from placeray.model.describe import describe
+from placeray.model.preprocess import PreprocessConfig, decode_to_input
 from placeray.retrieval.filters import Circle, Filter
 
 
@@ -95,7 +98,9 @@ def test_confidence_sees_enough_matches_and_belongs_to_the_best(small_model, mak
     file = tmp_path / "asked.jpg"
     file.write_bytes(make_photo(3))
     calibration = Always()
-    config = LocalizeConfig(top_k=2, shortlist=4)
+    with pytest.raises(MapError, match="calibration looks at 12 matches, shortlist=4 has fewer"):
+        localize([str(file)], small_model, place_map, calibration, LocalizeConfig(top_k=2, shortlist=4))
+    config = LocalizeConfig(top_k=2, shortlist=12)
     (item,) = localize([str(file)], small_model, place_map, calibration, config)
     assert item.photo == str(file)
     assert [match.confidence for match in item.matches] == [0.75, None]
@@ -113,6 +118,25 @@ def test_what_cannot_be_localized_is_named(small_model, make_photo, photo_map, t
     other = dataclasses.replace(small_model, model_id="0" * 64)
     with pytest.raises(MapError, match="model_id"):
         localize([make_photo(0)], other, place_map)
+
+
+def test_a_calibration_is_for_searches_of_the_whole_map():
+    asked = {"photos": ["a.jpg"], "checkpoint": "c", "map": "m", "calibration": "report"}
+    LocalizeJob.model_validate(asked)
+    for narrowed in ({"one_per_panorama": True}, {"within": {"heading_deg": 10}}):
+        with pytest.raises(ValueError, match="searches of the whole map"):
+            LocalizeJob.model_validate({**asked, "localize": narrowed})
+
+
+def test_the_shortlist_is_the_one_asked_for(small_model, make_photo, photo_map):
+    """Of five candidates the position cannot be made of ten, and the matches are those that `search` finds."""
+    place_map, _ = photo_map
+    pixels = decode_to_input(make_photo(1), PreprocessConfig(size_px=56))
+    described = describe(small_model.model, pixels[None])
+    (item,) = localize([make_photo(1)], small_model, place_map, config=LocalizeConfig(top_k=5, shortlist=5))
+    found = place_map.search(described.codes, described.float, top_k=5, shortlist=5)
+    expected = place_map.records(found.rows[0], ["image_id"])["image_id"].to_pylist()
+    assert [match.image_id for match in item.matches] == expected
 
 
 def test_a_map_smaller_than_asked_gives_what_it_has(small_model, make_photo, photo_map):
