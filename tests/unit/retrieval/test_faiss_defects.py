@@ -1,7 +1,8 @@
 """Why search is not built from faiss's binary indexes: what they get wrong in the pinned version.
 
-Each test shows a defect and that a map is right in the same case. One that fails after an update of faiss means that
-the defect is gone there, and with it a reason for code of our own.
+Each test shows a defect; that a map is right in these cases is for its own tests (`test_inverted`, `test_filters`,
+`test_first_stage`). One that fails after an update of faiss means that the defect is gone there, and with it a reason
+for code of our own.
 """
 
 from collections.abc import Callable
