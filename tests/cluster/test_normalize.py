@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from placeray import contracts, storage
 from placeray.cluster.normalizing import NormalizeReport, normalize
@@ -174,6 +175,52 @@ def test_another_config_into_the_same_output_is_refused(
         ConfigError, match=r"made with another config \(they differ in sources.3.places.cell_m\)"
     ):
         normalize(NormalizeConfig.model_validate(values), finished.output)
+
+
+def test_a_variable_that_points_elsewhere_is_another_config(
+    ray_session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Manifests keep the root as it is written; outputs of older versions have it so in config.json too."""
+    for name, count in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        rows = [f"{number}.jpg,{number}" for number in range(count)]
+        (tmp_path / name / "manifest.csv").write_text("\n".join(["path,frame", *rows]))
+        for number in range(count):
+            Image.new("RGB", (40, 40)).save(tmp_path / name / f"{number}.jpg")
+    source = {"kind": "photo_table", "name": "own", "root": "${OWN_PHOTOS}", "columns": {"frame": "frame"}}
+    config, output = NormalizeConfig.model_validate({"sources": [source]}), tmp_path / "out"
+    monkeypatch.setenv("OWN_PHOTOS", str(tmp_path / "one"))
+    assert normalize(config, str(output)).total("kept") == 1
+    assert normalize(config, str(output)).already_finished
+    assert storage.read_manifest(str(output))["sources"][0]["root"] == "${OWN_PHOTOS}"
+    monkeypatch.setenv("OWN_PHOTOS", str(tmp_path / "two"))
+    with pytest.raises(ConfigError, match=r"made with another config \(they differ in sources.0.root\)"):
+        normalize(config, str(output))
+    monkeypatch.setenv("OWN_PHOTOS", str(tmp_path / "one"))
+    storage.write_json(str(output / "config.json"), config.model_dump(mode="json"))
+    assert normalize(config, str(output)).already_finished
+
+
+def test_a_photo_replaced_between_two_runs_is_read_again(ray_session: Any, tmp_path: Path) -> None:
+    """All of the output is made of the photos that are there when it is finished."""
+    raw, rows = tmp_path / "raw", ["path,frame"]
+    raw.mkdir()
+    for number in range(4):
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(raw / f"{number}.png")
+        rows.append(f"{number}.png,{number}")
+    (raw / "manifest.csv").write_text("\n".join(rows))
+    source = {"kind": "photo_table", "name": "own", "root": str(raw), "columns": {"frame": "frame"}}
+    config = NormalizeConfig.model_validate({"sources": [source], "photos_per_file": 2})
+    report = normalize(config, str(tmp_path / "out"), num_workers=1)
+    for manifest in (tmp_path / "out").rglob("manifest.json"):
+        manifest.unlink()
+    kept = tmp_path / "out/images/own/test-database/00001.parquet"
+    before = kept.stat().st_mtime_ns
+    Image.new("RGB", (40, 40), (99, 0, 0)).save(raw / "0.png")
+    report = normalize(config, str(tmp_path / "out"), num_workers=1)
+    images = {row["source_uri"]: row["image"] for row in rows_of(report, "images", ["source_uri", "image"])}
+    assert images == {str(file): file.read_bytes() for file in raw.glob("*.png")}
+    assert kept.stat().st_mtime_ns == before
 
 
 def test_an_interrupted_run_is_continued_to_the_same_bytes(

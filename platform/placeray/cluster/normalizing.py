@@ -126,17 +126,30 @@ def _tidy(config: NormalizeConfig, output: str) -> None:
 
 
 def _claim(config: NormalizeConfig, output: str) -> None:
-    """Bind an output folder to its config with the first file written there."""
-    mine, uri = config.model_dump(mode="json"), storage.join(output, "config.json")
+    """Bind an output folder to its config, with the roots in full, by the first file written there."""
+    mine, uri = _with_full_roots(config.model_dump(mode="json")), storage.join(output, "config.json")
     if not storage.exists(uri):
         storage.write_json(uri, mine)
         return
-    theirs = storage.read_json(uri)
+    theirs = _with_full_roots(storage.read_json(uri))  # an older version saved them as written
     if theirs != mine:
         raise ConfigError(
             f"{output} was made with another config (they differ in {_first_difference(theirs, mine)}): "
             "choose another output, or remove the folder yourself"
         )
+
+
+def _with_full_roots(values: Any) -> Any:
+    """The values of a config with `${VARIABLE}`, `~` and relative paths in the roots resolved: what it reads here and
+    now. Manifests keep the roots as written.
+    """
+    if not isinstance(values, dict) or not isinstance(values.get("sources"), list):
+        return values
+    sources = [
+        {**source, "root": storage.resolve(source["root"])} if "root" in source else source
+        for source in values["sources"]
+    ]
+    return {**values, "sources": sources}
 
 
 def _first_difference(theirs: Any, mine: Any, path: str = "") -> str:

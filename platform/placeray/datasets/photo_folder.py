@@ -1,6 +1,7 @@
 """Anyone's folder of photos, placed by the GPS tags that phones and cameras write into them (EXIF)."""
 
 import io
+import posixpath
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -30,7 +31,10 @@ _NO_IMAGE = (
 
 
 class PhotoFolder(SourceBase):
-    """A folder of photos, or a pair of folders: one of the map, one of queries."""
+    """A folder of photos, or a pair of folders: one of the map, one of queries.
+
+    Where one of the two lies inside the other, its photos have its role alone: queries are never part of the map.
+    """
 
     kind: Literal["photo_folder"]
     split: SplitName = "test"
@@ -46,21 +50,38 @@ class PhotoFolder(SourceBase):
 
 def list_photos(config: PhotoFolder) -> Listing:
     """One photo per image file. Only the headers of the files are read."""
+    folders = {
+        role: _prefix(folder)
+        for role, folder in (("database", config.database), ("query", config.queries))
+        if folder is not None
+    }
+    if not folders:
+        raise DataError(f"{config.key}: database and queries are both null, so there is nothing to read")
+    if len(set(folders.values())) < len(folders):
+        raise DataError(
+            f"{config.key}: database and queries are the same folder {config.queries!r}; "
+            "name two folders, or set one of them to null"
+        )
     parts = []
-    for role, folder in (("database", config.database), ("query", config.queries)):
-        if folder is not None:
-            prefix = f"{folder.strip('/')}/" if folder.strip("/") else ""
-            for names in photos.walk_images(storage.join(config.root, prefix)):
-                paths = [prefix + name for name in names.to_pylist()]
-                if (
-                    config.queries and not prefix
-                ):  # a query folder inside the map folder is not part of the map
-                    paths = [path for path in paths if not path.startswith(f"{config.queries.strip('/')}/")]
-                parts.append(_list_role(config, "train" if config.is_training else role, paths))
-    listing = photos.join_listings(config, parts)
-    if not listing.read:
-        raise DataError(f"{config.key}: no photo (.jpg, .jpeg, .png) in {storage.resolve(config.root)}")
-    return listing
+    for role, prefix in folders.items():
+        inner = tuple(other for other in folders.values() if other != prefix and other.startswith(prefix))
+        found = False
+        for names in photos.walk_images(storage.join(config.root, prefix)):
+            paths = [prefix + name for name in names.to_pylist()]
+            paths = [path for path in paths if not path.startswith(inner)]
+            found = found or bool(paths)
+            parts.append(_list_role(config, "train" if config.is_training else role, paths))
+        if not found:
+            where = storage.resolve(storage.join(config.root, prefix))
+            besides = f" besides those of {inner[0]}" if inner else ""
+            raise DataError(f"{config.key}: no photo (.jpg, .jpeg, .png) in {where}{besides}")
+    return photos.join_listings(config, parts)
+
+
+def _prefix(folder: str) -> str:
+    """What the paths of a folder below the root begin with: empty for the root itself."""
+    plain = posixpath.normpath(folder.strip("/"))
+    return "" if plain == "." else f"{plain}/"
 
 
 def _list_role(config: PhotoFolder, role: str, paths: list[str]) -> Listing:

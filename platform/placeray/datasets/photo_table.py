@@ -55,6 +55,12 @@ def list_photos(config: PhotoTable) -> Listing:
     needed = [name for name in config.columns.model_dump().values() if name is not None]
     rows = _read_parquet(uri, needed) if config.table.endswith(".parquet") else read_csv(uri, needed)
     if not rows.table.num_rows:
+        if rows.broken:
+            line, text = rows.broken[0]
+            raise DataError(
+                f"{config.key}: no row of {storage.resolve(uri)} has as many fields as its header; line {line} is "
+                f"{text[:200]!r}: name every column, and quote values that hold a comma"
+            )
         raise DataError(f"{config.key}: {storage.resolve(uri)} has no rows")
     parts = [_list_rows(config, batch) for batch in rows.batches(photos.BATCH_ROWS)]
     return photos.join_listings(config, [*parts, broken_lines(config, config.table, rows)])

@@ -8,6 +8,7 @@ A set may have tens of millions of rows, so nothing here makes a Python object p
 Arrow's, names that repeat are stored once, an id is 16 bytes. A row of SF-XL takes about 250 bytes.
 """
 
+import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -104,7 +105,7 @@ class Draft:
     def __init__(self, config: SourceBase, paths: Texts) -> None:
         self.config = config
         self.root = storage.resolve(config.root)
-        self.paths = texts(paths)
+        self.paths = normal_paths(texts(paths), self.root)
         self.size = len(self.paths)
         self.columns: dict[str, pa.Array] = {}
         self._reasons = np.zeros(self.size, dtype=np.uint8)  # position in _reason_names
@@ -280,20 +281,23 @@ def reject_all(config: SourceBase, paths: Texts, reason: str, detail: Texts) -> 
 
 
 def join_listings(config: SourceBase, listings: Iterable[Listing]) -> Listing:
-    """One listing, sorted by path, of several parts of a source; a second photo of one path and role is a duplicate."""
+    """One listing, sorted by path, of several parts of a source; a second photo of one path and role is a duplicate.
+
+    Of rows that differ in more, the one that is kept does not depend on their order: see `_duplicates`.
+    """
     parts = list(listings)
     if not parts:
         return Listing(PHOTOS.empty_table(), contracts.empty_table("rejects/v1"), 0)
     rejects = pa.concat_tables([part.rejects for part in parts])
     read = sum(part.read for part in parts)
     table = _sorted_by_path(parts)
-    again = _named_before(table)
+    again = _duplicates(table)
     if again.any():
         paths = table["path"].filter(pa.array(again)).combine_chunks()
         uris = source_uris(storage.resolve(config.root), paths)
         found = rejects_table(
             config.name, paths, uris, texts("duplicate", len(paths)),
-            texts("an earlier row names the same photo", len(paths)),
+            texts("another row names the same photo", len(paths)),
         )  # fmt: skip
         table, rejects = table.filter(pa.array(~again)), pa.concat_tables([rejects, found])
     return Listing(table, rejects.combine_chunks(), read)
@@ -422,18 +426,42 @@ def _sorted_by_path(parts: list[Listing]) -> pa.Table:
     return take_rows(columns, order)
 
 
-def _named_before(table: pa.Table) -> Mask:
-    """Rows of a table sorted by path whose path and role an earlier row has."""
+def _duplicates(table: pa.Table) -> Mask:
+    """Rows of a table sorted by path whose path and role another row has that comes before it by content: by latitude,
+    longitude, heading, time, then by all the rest; without a value last.
+    """
     again = np.zeros(table.num_rows, dtype=bool)
     if table.num_rows < 2:
         return again
     paths = table["path"]
     same = pc.equal(paths.slice(1), paths.slice(0, len(paths) - 1)).to_numpy(zero_copy_only=False)
-    seen: set[str] = set()
-    for row in (np.flatnonzero(same) + 1).tolist():
-        if row == 1 or not same[row - 2]:
-            seen = {table["role"][row - 1].as_py()}
-        role = table["role"][row].as_py()
-        again[row] = role in seen
-        seen.add(role)
+    rows = np.flatnonzero(np.append(same, False) | np.append(False, same))
+    if not len(rows):
+        return again
+    first = ["path", "role", "lat", "lon", "heading_deg", "captured"]
+    keys = [*first, *(name for name in PHOTOS.names if name not in [*first, "image_id", "dataset", "split"])]
+    found = table.select(keys).take(pa.array(rows))
+    columns = [
+        column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+        for column in found.columns
+    ]
+    found = pa.table(columns, names=keys)
+    order = pc.sort_indices(found, sort_keys=[(name, "ascending") for name in keys]).to_numpy()
+    named = found.select(["path", "role"]).take(pa.array(order)).combine_chunks()
+    repeated = np.ones(len(rows) - 1, dtype=bool)
+    for column in named.columns:
+        values = column.combine_chunks().dictionary_encode("encode")
+        codes = values.indices.to_numpy(zero_copy_only=False)
+        repeated &= codes[1:] == codes[:-1]
+    again[rows[order[1:][repeated]]] = True
     return again
+
+
+def normal_paths(paths: pa.Array, root: str) -> pa.Array:
+    """Paths below a root that are spelt in one way: without `.`, `..` and, where files are local, doubled slashes."""
+    odd = r"(^|/)\.{1,2}(/|$)" if storage.is_remote(root) else r"(^|/)\.{1,2}(/|$)|//|^/."
+    rows = pc.match_substring_regex(paths, odd).fill_null(False)
+    if not pc.any(rows).as_py():
+        return paths
+    plain = [posixpath.normpath(path).lstrip("/") for path in paths.filter(rows).to_pylist()]
+    return pc.replace_with_mask(paths, rows, pa.array(plain, pa.string()))

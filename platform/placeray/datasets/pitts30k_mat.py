@@ -76,6 +76,8 @@ def _read_struct(config: PittsMat, uri: str) -> Any:
 def _list_role(config: PittsMat, role: str, folder: str, names: Any, utm: Any) -> Listing:
     """One photo per name; `utm` is (2, n) in the file, east above north."""
     texts = [str(cell[0].item()) for cell in names]
+    if not texts and not np.size(utm):
+        utm = np.empty((2, 0))  # Matlab writes an empty list as 0 x 0
     if np.shape(utm) != (2, len(texts)):
         raise DataError(
             f"{config.key}: {len(texts)} {role} names but positions of shape {np.shape(utm)}, not (2, n)"

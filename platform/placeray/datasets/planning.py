@@ -3,7 +3,8 @@
 Every source is listed, its places are formed, and its photos are cut into *parts*, each of which becomes one
 file of places and one of images. The rows of a part are a small parquet table; many of these lie one behind the other
 in a plan file under `work/`, and a worker gets no more than the place of its own. A fingerprint covers the rows and
-the settings, so that a part finished by an earlier run is recognised and one whose input has changed is not.
+the settings, so that a part finished by an earlier run is recognised and one whose rows or settings have changed is
+not. It does not cover the bytes of the photos: whether those have changed is for `writing.finished_report` to say.
 
 Memory: the listing of a source is in memory once (see `photos`), and one of its columns a second time while the rows
 are brought into the order of the files; of the parts only one plan file's worth is there at a time.
@@ -12,6 +13,7 @@ are brought into the order of the files; of the parts only one plan file's worth
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote
@@ -43,6 +45,7 @@ PLANNED = pa.schema(
     + [("source_uri", pa.string())]
 )
 _PLAN_FILE_BYTES = 8 << 20
+_MAX_NAME_BYTES = 100  # of a part of a path: file systems take 255, and numbers and endings come behind it
 Ints = npt.NDArray[np.int64]
 
 
@@ -358,5 +361,13 @@ def _file_of_places(place_ids: list[str], sizes: Ints, photos_per_file: int) -> 
 
 def _file_name(domain: str) -> str:
     """A domain as a path: cities of other people's tables may hold any character."""
-    parts = [quote(part, safe=" +,()") for part in domain.split("/")]
+    parts = [_short_name(quote(part, safe=" +,()")) for part in domain.split("/")]
     return "/".join(part.replace(".", "%2E") if not part.strip(".") else part for part in parts)
+
+
+def _short_name(name: str) -> str:
+    """A long name as its beginning and a hash of the whole: a letter of Japanese takes nine bytes when quoted."""
+    if len(name) <= _MAX_NAME_BYTES:
+        return name
+    beginning = re.sub(r"%.?$", "", name[: _MAX_NAME_BYTES - 17])  # no half of a quoted byte
+    return f"{beginning}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"

@@ -1,12 +1,13 @@
 """One part of a normalize run: read its photos, write its places, images and rejects, then its report.
 
 A part is a pure function of its planned rows and of the photos' bytes: run twice, by whomever, it writes the
-same files. The report is written last, so a part with a report is a finished part.
+same files. The report is written last, so a part with a report is a finished part, as long as its photos stay.
 """
 
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -74,7 +75,12 @@ class _Read(NamedTuple):
 
 
 def finished_report(output: str, part: PartDict, there: Mapping[str, int]) -> Report | None:
-    """The report of a part that an earlier run finished and whose files are all still there, else None.
+    """The report of a part that an earlier run finished, whose files are all still there and whose photos have not
+    changed since, else None.
+
+    Photos are looked at where both they and the output are local files: one system call each, and only of a part that
+    has a report, so a first run pays nothing. In an object store a changed photo goes unnoticed, because asking for
+    each would take as long as reading it: there, begin a new output after replacing photos.
 
     Args:
         there: bytes of every file below `output`, by its path.
@@ -88,7 +94,45 @@ def finished_report(output: str, part: PartDict, there: Mapping[str, int]) -> Re
         for file in files
     }
     complete = all(there.get(path) == size for path, size in written.items())
-    return report if complete and report["fingerprint"] == part["fingerprint"] else None
+    if not complete or report["fingerprint"] != part["fingerprint"]:
+        return None
+    return report if _photos_stayed(output, part, report, list(written)) else None
+
+
+def _photos_stayed(output: str, part: PartDict, report: Report, written: list[str]) -> bool:
+    """Whether no photo of a part has changed, gone or come since the first of its files was written.
+
+    By the time of the last change of the file itself (ctime): a copy that keeps the old time of the content is a
+    change too, and a camera whose clock runs ahead is none.
+    """
+    output = storage.resolve(output)
+    if not part["is_read"] or storage.is_remote(output):
+        return True
+    uris = read_plan(part)["source_uri"].to_pylist()
+    if any(storage.is_remote(uri) for uri in uris):
+        return True
+    files = [storage.join(output, path) for path in written]
+    finished_ns = min(os.stat(file).st_mtime_ns for file in [*files, storage.report_uri(output, part)])
+    gone = set()
+    for uri in uris:
+        try:
+            if os.stat(uri).st_ctime_ns >= finished_ns:
+                return False
+        except OSError:
+            gone.add(uri)
+    return gone == _missing_then(output, report)
+
+
+def _missing_then(output: str, report: Report) -> set[str]:
+    """The photos of a part that were not there when it was written."""
+    missing: set[str] = set()
+    if "missing_file" in report["counts"]["rejected"]:
+        for file in report["files"]["rejects"]:
+            rejects = storage.read_table(storage.join(output, "rejects", file["path"]))
+            missing.update(
+                rejects["source_uri"].filter(pc.equal(rejects["reason"], "missing_file")).to_pylist()
+            )
+    return missing
 
 
 def write_part(part: PartDict, output: str, config: PhotoStorage) -> Report:

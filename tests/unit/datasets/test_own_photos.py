@@ -15,6 +15,7 @@ from placeray.config import load_config
 from placeray.datasets import list_source
 from placeray.datasets.photo_folder import PhotoFolder
 from placeray.datasets.photo_table import PhotoTable
+from placeray.datasets.photos import image_ids, normal_paths
 from placeray.errors import DataError, StorageError
 from placeray.jobspecs.normalize import NormalizeJob
 
@@ -98,6 +99,93 @@ def test_missing_tables_and_columns(tmp_path: Path, write: Any) -> None:
         list_source(table_of(tmp_path, columns={"path": "file"}))
 
 
+PLACED = {"lat": "lat", "lon": "lon"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'path,"GPS Lat, Lon note",lat,lon\na.jpg,"x, y",55.7,13.2\nb.jpg,,55.7,13.2\n',
+        "path,lat,lon\na.jpg,55.7,13.2,\nb.jpg,55.7,13.2,\n",
+        "path,lat,lon\na.jpg,55.7,13.2\nb.jpg,55.7,13.2,,\n",
+        "path,lat,lon\na.jpg,55.7,13.2,,\nb.jpg,55.7,13.2\n",
+        "path,lat,lon,\na.jpg,55.7,13.2\nb.jpg,55.7,13.2,\n",
+        "path,lat,lon,\na.jpg,55.7,13.2,a note\nb.jpg,55.7,13.2\n",
+        "\ufeff\r\n  \r\npath,lat,lon\r\na.jpg,55.7,13.2\r\n\r\nb.jpg,55.7,13.2",
+    ],
+)
+def test_csv_files_as_programs_write_them(tmp_path: Path, write: Any, check: Any, text: str) -> None:
+    """Commas in a name of a column, commas behind the last one, blank lines."""
+    write("manifest.csv", text)
+    photos, reasons = check(list_source(table_of(tmp_path, columns=PLACED)))
+    assert reasons == {}
+    assert [(row["path"], row["lat"], row["lon"]) for row in photos] == [
+        ("a.jpg", 55.7, 13.2),
+        ("b.jpg", 55.7, 13.2),
+    ]
+
+
+def test_rows_that_do_not_fit_the_header(tmp_path: Path, write: Any, check: Any) -> None:
+    write("manifest.csv", "\npath,lat,lon\nLund, Sweden.jpg,55.7,13.2\nb,c.jpg,55.7,13.2\n")
+    with pytest.raises(
+        DataError,
+        match=r"mine/test: no row of .*manifest\.csv has as many fields as its header; line 3 is "
+        r"'Lund, Sweden\.jpg,55\.7,13\.2': name every column, and quote values that hold a comma",
+    ):
+        list_source(table_of(tmp_path, columns=PLACED))
+    write("manifest.csv", "path,lat,lon\na.jpg,55.7,13.2,\nb,c.jpg,55.7,13.2\nd.jpg,55.7\n")
+    photos, reasons = check(list_source(table_of(tmp_path, columns=PLACED)))
+    assert [row["path"] for row in photos] == ["a.jpg"]
+    assert reasons == {"manifest.csv#line-3": "bad_row", "manifest.csv#line-4": "bad_row"}
+
+
+def test_lines_are_those_of_an_editor(tmp_path: Path, write: Any) -> None:
+    """Also behind blank lines and values that take several."""
+    write(
+        "manifest.csv",
+        '"note\nof two lines",path,lat,lon\n\n"x\ny\nz",a.jpg,55.7,13.2\n1,2\n,,55.7,13.2\n"\n",b.jpg,55.7,13.2\n3\n',
+    )
+    listing = list_source(table_of(tmp_path, columns=PLACED))
+    assert listing.photos["path"].to_pylist() == ["a.jpg", "b.jpg"]
+    rejects = listing.rejects.to_pylist()
+    assert {row["source_uri"].rsplit("/", 1)[-1] for row in rejects} == {
+        "", "manifest.csv#line-7", "manifest.csv#line-11"
+    }  # fmt: skip
+    assert "no path in manifest.csv line 8" in {row["detail"] for row in rejects}
+
+
+def test_which_of_two_rows_is_kept_does_not_depend_on_their_order(tmp_path: Path, write: Any) -> None:
+    rows = [
+        "a.jpg,55.8,13.2,",
+        "a.jpg,55.7,13.3,20",
+        "a.jpg,55.7,13.2,10",
+        "a.jpg,55.7,13.3,",
+        "b.jpg,50,10,",
+    ]
+    found = []
+    for order in (rows, rows[::-1], rows[2:] + rows[:2]):
+        write("manifest.csv", "\n".join(["path,lat,lon,dir", *order]))
+        listing = list_source(table_of(tmp_path, columns={**PLACED, "heading_deg": "dir"}))
+        assert listing.rejects["reason"].to_pylist() == ["duplicate"] * 3
+        found.append(
+            [(row["path"], row["lat"], row["lon"], row["heading_deg"]) for row in listing.photos.to_pylist()]
+        )
+    assert found == [[("a.jpg", 55.7, 13.2, 10.0), ("b.jpg", 50.0, 10.0, None)]] * 3
+
+
+def test_one_photo_under_several_spellings_of_its_path(tmp_path: Path, write: Any) -> None:
+    paths = ["./a.jpg", "sub/../a.jpg", "/a.jpg", "a.jpg", "sub//.b..jpg", "sub/.b..jpg", "..c.jpg"]
+    write("manifest.csv", "\n".join(["path,lat,lon", *(f"{path},55.7,13.2" for path in paths)]))
+    listing = list_source(table_of(tmp_path, columns=PLACED))
+    assert listing.photos["path"].to_pylist() == ["..c.jpg", "a.jpg", "sub/.b..jpg"]
+    assert (
+        listing.photos["image_id"].to_pylist()
+        == image_ids("mine", ["..c.jpg", "a.jpg", "sub/.b..jpg"]).to_pylist()
+    )
+    assert listing.rejects["reason"].to_pylist() == ["duplicate"] * 4
+    assert normal_paths(pa.array(["a//b.jpg", "./c.jpg"]), "s3://bucket").to_pylist() == ["a//b.jpg", "c.jpg"]
+
+
 def exif_photo(
     lat: Any = None, lon: Any = None, heading: Any = None, taken: str = "", ref: str = "NE"
 ) -> bytes:
@@ -157,6 +245,57 @@ def test_a_pair_of_folders_without_labels(tmp_path: Path, write: Any, check: Any
     write("empty/notes.txt")
     with pytest.raises(DataError, match="no photo"):
         list_source(PhotoFolder(kind="photo_folder", name="none", root=str(tmp_path / "empty")))
+
+
+@pytest.mark.parametrize(
+    ("database", "queries", "expected"),
+    [
+        ("photos", "photos/night", {"photos/a.jpg": "database", "photos/night/b.jpg": "query"}),
+        ("./photos/", "photos//night", {"photos/a.jpg": "database", "photos/night/b.jpg": "query"}),
+        ("photos/night", "photos", {"photos/night/b.jpg": "database", "photos/a.jpg": "query"}),
+        ("photos/night", "", {"photos/night/b.jpg": "database", "photos/a.jpg": "query"}),
+        ("photos/night", "photos/nig", {}),
+    ],
+)
+def test_one_folder_inside_the_other(
+    tmp_path: Path, write: Any, database: str, queries: str, expected: dict[str, str]
+) -> None:
+    """A query that is in the map finds itself."""
+    write("photos/a.jpg", exif_photo())
+    write("photos/night/b.jpg", exif_photo())
+    write("photos/nig/notes.txt")
+    config = PhotoFolder(
+        kind="photo_folder", name="town", root=str(tmp_path), database=database, queries=queries,
+        needs_position=False,
+    )  # fmt: skip
+    if not expected:
+        with pytest.raises(
+            DataError, match=r"town/test: no photo \(\.jpg, \.jpeg, \.png\) in .*/photos/nig$"
+        ):
+            list_source(config)
+        return
+    rows = list_source(config).photos.to_pylist()
+    assert {row["path"]: row["role"] for row in rows} == expected
+    assert len(rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("database", "queries", "sentence"),
+    [
+        ("ask", "./ask", "database and queries are the same folder './ask'"),
+        ("", "ask", "no photo .* in .* besides those of ask/"),
+        (None, None, "database and queries are both null"),
+    ],
+)
+def test_folders_that_make_no_map(
+    tmp_path: Path, write: Any, database: str | None, queries: str | None, sentence: str
+) -> None:
+    write("ask/a.jpg", exif_photo())
+    config = PhotoFolder(
+        kind="photo_folder", name="town", root=str(tmp_path), database=database, queries=queries
+    )
+    with pytest.raises(DataError, match=sentence):
+        list_source(config)
 
 
 @pytest.mark.real

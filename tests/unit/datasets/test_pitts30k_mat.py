@@ -82,6 +82,20 @@ def test_missing_files_and_foreign_names(tree: Path, write: Any, check: Any) -> 
     assert reasons == {"009999_pitch1_yaw1.jpg": "missing_file", "holiday.jpg": "bad_name"}
 
 
+def test_an_empty_list_as_matlab_writes_it(tree: Path, write: Any, check: Any) -> None:
+    utm = np.array([[585000.5, 585100.5], [4477000.5, 4477100.5]])
+    empty = {
+        "dbStruct": scipy.io.loadmat(io.BytesIO(mat_file(DATABASE, [], utm, np.zeros((0, 0)))))["dbStruct"]
+    }
+    empty["dbStruct"]["qImageFns"][0, 0] = np.zeros((0, 0))
+    sink = io.BytesIO()
+    scipy.io.savemat(sink, empty)
+    write("datasets/pitts30k_val.mat", sink.getvalue())
+    rows, reasons = check(list_source(PittsMat(kind="pitts30k_mat", root=str(tree), split="val")))
+    assert [row["path"] for row in rows] == DATABASE
+    assert reasons == {}
+
+
 def test_other_folder_names(tmp_path: Path, write: Any, check: Any) -> None:
     utm = np.array([[585000.0], [4477000.0]])
     write("pitts30k_test.mat", mat_file(DATABASE[:1], QUERIES, utm, utm))

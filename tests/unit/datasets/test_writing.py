@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import struct
+import time
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -163,6 +164,66 @@ def test_a_part_is_finished_while_its_input_and_files_stay(tmp_path: Path, write
     file = tmp_path / "out/places" / report["files"]["places"][0]["path"]
     file.write_bytes(file.read_bytes()[:-1])
     assert finished_report(output, part, storage.file_sizes(output)) is None
+
+
+def test_a_part_whose_photos_have_changed_is_not_finished(tmp_path: Path, write: Any, jpeg: Any) -> None:
+    """Also one of the old name and time, one that was missing and has come, and one that has gone."""
+    write_town(write, jpeg)
+    output, config = str(tmp_path / "out"), config_of(tmp_path)
+    photos = sorted((tmp_path / "images/train").rglob("*.jpg"))
+
+    def is_finished() -> bool:
+        return finished_report(output, part, storage.file_sizes(output)) is not None
+
+    def write_again() -> dict[str, Any]:
+        time.sleep(0.02)  # file systems tell times in steps of some milliseconds
+        return write_part(part, output, config.photos)
+
+    (part,) = write_plan(plan_source(config.sources[0], config), config, output)
+    content = photos[0].read_bytes()
+    photos[0].unlink()
+    write_again()
+    assert is_finished()
+    photos[0].write_bytes(content)  # it was missing and has come
+    assert not is_finished()
+    write_again()
+    assert is_finished()
+    before = photos[3].stat()
+    other = tmp_path / "other.jpg"
+    other.write_bytes(photos[4].read_bytes())
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(other, photos[3])
+    assert not is_finished()
+    report = write_again()
+    photos[7].unlink()
+    assert not is_finished()
+    unread = {**part, "is_read": False}
+    assert finished_report(output, unread, storage.file_sizes(output)) == report
+
+
+def test_a_city_with_a_long_name_has_a_file(tmp_path: Path, write: Any, jpeg: Any) -> None:
+    """32 letters of nine bytes each are too long for a file system; two such cities that begin alike stay apart."""
+    cities = ["\u6771" * 32, "\u6771" * 31 + "\u4eac", "\u6771" * 11]
+    lines = ["path,lat,lon,town"]
+    for number, town in enumerate(cities):
+        for photo in range(4):
+            write(f"{number}-{photo}.jpg", jpeg(4 * number + photo))
+            lines.append(f"{number}-{photo}.jpg,55.7,13.2,{town}")
+    write("manifest.csv", "\n".join(lines))
+    columns = {"lat": "lat", "lon": "lon", "city": "town"}
+    source = {
+        "kind": "photo_table",
+        "name": "own",
+        "root": str(tmp_path),
+        "split": "train",
+        "columns": columns,
+    }
+    run(NormalizeConfig.model_validate({"sources": [source]}), tmp_path / "out")
+    domains = list_domains(str(tmp_path / "out/places"))
+    assert {domain.city for domain in domains} == set(cities)
+    names = {path.name for path in (tmp_path / "out").rglob("*") if "%E6" in path.name}
+    assert max(len(name) for name in names) < 160
+    assert any("%E6%9D%B1" * 11 in name for name in names)  # 99 bytes: as it is
 
 
 def test_large_domains_are_spread_over_files(tmp_path: Path, write: Any, jpeg: Any) -> None:
