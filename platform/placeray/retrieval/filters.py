@@ -6,6 +6,8 @@ are checked photo by photo inside these runs. Filters are exact; a photo that la
 position, no heading, no time) does not fulfil it.
 """
 
+import re
+from itertools import pairwise
 from types import ModuleType
 from typing import Any, NamedTuple, Self
 
@@ -13,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from placeray.config import Config
 from placeray.geo import EARTH_RADIUS_M, distance_m
@@ -24,6 +26,7 @@ Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 # West, south, east, north in degrees; west <= east.
 Bounds = tuple[float, float, float, float]
+Points = tuple[tuple[float, float], ...]
 
 # Where a box of positions lies: wholly inside an area, wholly outside, or neither is sure.
 INSIDE, EDGE, OUTSIDE = 1, 0, -1
@@ -40,6 +43,10 @@ _ROWS_BETWEEN = 8000
 # Up to this radius and latitude, distances in the plane are right to better than this share (checked by a test).
 _NEAR_DATE_LINE = 170.0
 _PLANE_RADIUS_M, _PLANE_LATITUDE, _PLANE_ERROR = 100_000.0, 75.0, 1e-3
+# What images/v1 stores, or the beginning of it.
+_MOMENT = re.compile(
+    r"\d{4}(-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01])(T([01]\d|2[0-3])(:[0-5]\d(:[0-5]\d(\.\d+)?)?)?)?)?)?Z?"
+)
 _ROUNDING_ERROR = 1e-6  # of a share, far above what float64 loses on a circle of centimetres
 
 
@@ -131,6 +138,14 @@ class Box(Config):
     east: float = Field(ge=-180, le=180)
     north: float = Field(ge=-90, le=90)
 
+    @field_validator("north")
+    @classmethod
+    def _has_height(cls, north: float, others: ValidationInfo) -> float:
+        south = others.data.get("south", north)
+        if south > north:
+            raise ValueError(f"south={south} lies north of north={north}: no photo can lie between")
+        return north
+
     def contains(self, lat: Floats, lon: Floats) -> Mask:
         """Which positions (n,) lie inside, the edge included."""
         across = (lon >= self.west) & (lon <= self.east)
@@ -152,9 +167,21 @@ class Box(Config):
 class Polygon(Config):
     """All positions inside a polygon on the plane of longitude and latitude; it must not cross longitude 180."""
 
-    points: tuple[tuple[float, float], ...] = Field(
-        min_length=3, description="(lat, lon) of its corners in order"
-    )
+    points: Points = Field(min_length=3, description="(lat, lon) of its corners in order")
+
+    @field_validator("points")
+    @classmethod
+    def _lie_on_the_plane(cls, points: Points) -> Points:
+        for lat, lon in points:
+            if not (abs(lat) <= 90 and abs(lon) <= 180):
+                raise ValueError(f"corner ({lat}, {lon}) is no (lat, lon) in degrees")
+        for (_, lon1), (_, lon2) in pairwise((*points, points[0])):
+            if abs(lon1 - lon2) > 180:
+                raise ValueError(
+                    f"the edge from longitude {lon1} to {lon2} crosses longitude 180: search with a box or a circle, "
+                    "or once with a polygon on either side"
+                )
+        return points
 
     def contains(self, lat: Floats, lon: Floats) -> Mask:
         """Which positions (n,) lie inside: an odd number of edges lies east of them."""
@@ -197,6 +224,12 @@ class Filter(Config):
     @model_validator(mode="after")
     def _has_order(self) -> Self:
         start, end = self.captured_from, self.captured_to
+        for name, moment in (("captured_from", start), ("captured_to", end)):
+            if moment is not None and not _MOMENT.fullmatch(moment):
+                raise ValueError(
+                    f"{name} {moment!r} is no beginning of a moment such as 2016-06-01T10:30:00: write 2016, 2016-06, "
+                    "2016-06-01 or more of it"
+                )
         if start is not None and end is not None and start[: len(end)] > end:
             raise ValueError(f"captured_from {start} lies behind captured_to {end}: no photo can fulfil that")
         return self

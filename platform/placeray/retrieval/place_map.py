@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -115,6 +115,7 @@ class PlaceMap:
         """Open the shards of a manifest; `open` is the usual way in, and says what can be asked for."""
         self.root, self.manifest = root, manifest
         self._where = f"the map {storage.resolve(root)}"
+        self._closed = False
         # What was left out because it is damaged, a sentence each.
         opened, self.damaged = open_shards(root, manifest["shards"], damaged, verify=verify)
         self._shards = [item.shard for item in opened]
@@ -198,6 +199,7 @@ class PlaceMap:
 
     def close(self) -> None:
         """End the search threads and leave the GPU."""
+        self._closed = True
         self._pool.shutdown()
         self._gpu, self._no_gpu = None, "the map is closed"
 
@@ -265,6 +267,7 @@ class PlaceMap:
             lacks.
         """
         began = time.perf_counter()
+        self._check_asked(mode, engine, top_k=top_k, shortlist=shortlist, nprobe=nprobe)
         codes, descriptors = checked_queries(
             codes,
             descriptors,
@@ -293,6 +296,17 @@ class PlaceMap:
             )
         result.timings["total"] = (time.perf_counter() - began) * 1e3
         return result
+
+    def _check_asked(self, mode: Mode, engine: Engine, **counts: int | None) -> None:
+        """Raises MapError where something was asked for that no search can do."""
+        if self._closed:
+            raise MapError(f"{self._where} is closed: open it again to search it")
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise MapError(f"{name}={count}: at least 1")
+        for name, value, known in (("mode", mode, get_args(Mode)), ("engine", engine, get_args(Engine))):
+            if value not in known:
+                raise MapError(f"{name}={value!r} is none of {', '.join(known)}")
 
     def rank_lists(self, lists: InvertedLists, codes: Bytes) -> NDArray[np.int32]:
         """All lists (Q, L), the nearest to each of codes (Q, code_bits / 8) first."""

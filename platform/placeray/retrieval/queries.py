@@ -43,7 +43,11 @@ def checked_queries(
         raise MapError(f"{len(codes)} codes and {len(descriptors)} descriptors are not of the same queries")
     if descriptors is not None and not np.isfinite(descriptors).all():
         raise MapError("some query descriptors are not finite: describe the queries again")
-    packed = None if codes is None else np.ascontiguousarray(codes, dtype=np.uint8)
+    if codes is not None and codes.dtype != np.uint8:
+        raise MapError(
+            f"the query codes are {codes.dtype}: pack their bits into bytes, as numpy.packbits does"
+        )
+    packed = None if codes is None else np.ascontiguousarray(codes)
     floats = None if descriptors is None else np.ascontiguousarray(descriptors, dtype=np.float32)
     return packed, floats
 

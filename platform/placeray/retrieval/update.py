@@ -240,13 +240,21 @@ def _read_ids(uri: str) -> list[str]:
     suffix = Path(uri).suffix.lower()
     if suffix not in (".parquet", ".csv"):
         return [line.strip() for line in storage.read_text(uri).splitlines() if line.strip()]
-    if suffix == ".parquet":
-        table = storage.read_table(uri)
-    else:
-        with storage.open_read(uri) as file:
-            as_text = pyarrow.csv.ConvertOptions(column_types={"image_id": pa.string()})
-            table = pyarrow.csv.read_csv(file, convert_options=as_text)
+    try:
+        table = storage.read_table(uri) if suffix == ".parquet" else _read_csv(uri)
+    except pa.ArrowInvalid as error:
+        sentence = " ".join(str(error).split())
+        raise MapError(f"{storage.resolve(uri)} cannot be read as {suffix}: {sentence}") from None
     if "image_id" not in table.column_names:
         raise MapError(f"{storage.resolve(uri)} has no column image_id: name the ids to remove in one")
-    ids: list[str] = table["image_id"].drop_null().to_pylist()
-    return ids
+    ids = table["image_id"]
+    if not (pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
+        raise MapError(f"the column image_id of {storage.resolve(uri)} holds {ids.type}: ids are text")
+    found: list[str] = ids.drop_null().to_pylist()
+    return found
+
+
+def _read_csv(uri: str) -> pa.Table:
+    with storage.open_read(uri) as file:
+        as_text = pyarrow.csv.ConvertOptions(column_types={"image_id": pa.string()})
+        return pyarrow.csv.read_csv(file, convert_options=as_text)

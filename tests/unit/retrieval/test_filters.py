@@ -348,3 +348,28 @@ def test_one_photo_of_each_panorama(make_descriptors: Make, make_map: Make, draw
         by_code = place_map.search(codes[:4], None, top_k=9, one_per_panorama=True)
         assert (by_code.rows >= 0).all()
         assert len({panoramas[row] or row for row in by_code.rows[0].tolist()}) == 9
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"captured_from": "2016-6"}, "no beginning of a moment"),
+        ({"captured_to": "June 2016"}, "no beginning of a moment"),
+        ({"captured_to": "2016-13"}, "no beginning of a moment"),
+        ({"area": {"west": 0, "east": 1, "south": 5, "north": 1}}, "lies north of"),
+        ({"area": {"points": [[10, 179], [10, -179], [11, -179], [11, 179]]}}, "crosses longitude 180"),
+        ({"area": {"points": [[0, 0], [95, 0], [0, 1]]}}, "is no .lat, lon."),
+        ({"area": {"points": [[0, 0], [float("nan"), 0], [0, 1]]}}, "is no .lat, lon."),
+        ({"area": {"lat": float("nan"), "lon": 0, "radius_m": 1}}, "less than or equal to 90"),
+    ],
+)
+def test_what_is_no_condition_is_refused(asked: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Filter.model_validate(asked)
+
+
+@pytest.mark.parametrize(
+    "moment", ["2016", "2016-06", "2016-06-01", "2016-06-01T10", "2016-06-01T10:30:00.5Z"]
+)
+def test_beginnings_of_moments_are_conditions(moment: str) -> None:
+    assert Filter(captured_from=moment, captured_to=moment).captured_from == moment

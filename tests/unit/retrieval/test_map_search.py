@@ -238,3 +238,21 @@ def test_comparing_in_place_gives_the_same_similarities(
             results[loaded] = place_map.search(codes[::11], floats[::11], top_k=7, shortlist=120)
     for name in ("rows", "hamming", "similarity"):
         np.testing.assert_array_equal(getattr(results[True], name), getattr(results[False], name))
+
+
+def test_what_no_search_can_do_is_refused(make_descriptors: Make, make_map: Make, draw_random: Make) -> None:
+    codes, floats = draw_random(np.random.default_rng(0), 20, 64, 8)
+    with PlaceMap.open(make_map(make_descriptors(codes, floats))) as place_map:
+        for asked, sentence in (
+            ({"top_k": -1}, "top_k=-1: at least 1"),
+            ({"top_k": 1, "shortlist": 0}, "shortlist=0: at least 1"),
+            ({"top_k": 1, "nprobe": 0}, "nprobe=0: at least 1"),
+            ({"top_k": 1, "mode": "fast"}, "mode='fast' is none of auto, exact, ivf"),
+            ({"top_k": 1, "engine": "cuda"}, "engine='cuda' is none of auto"),
+        ):
+            with pytest.raises(MapError, match=sentence):
+                place_map.search(codes[:2], floats[:2], **asked)
+        with pytest.raises(MapError, match="codes are int64: pack their bits"):
+            place_map.search(codes[:2].astype(np.int64), floats[:2], top_k=1)
+    with pytest.raises(MapError, match="is closed: open it again"):
+        place_map.search(codes[:2], floats[:2], top_k=1)

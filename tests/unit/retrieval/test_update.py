@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from placeray.errors import MapError
@@ -137,3 +139,19 @@ def test_a_writer_killed_before_current_is_completed(city: Any) -> None:
     (Path(root) / "CURRENT").write_text("v0001\n")
     assert run_update(root, wanted)["version"] == "v0002"
     assert (versions(root), current_version(root)) == (["v0001", "v0002"], "v0002")
+
+
+def test_files_of_ids_that_cannot_be_read_are_named(city: Any, tmp_path: Path) -> None:
+    root, _, _ = city
+    empty, ragged, numbers = tmp_path / "empty.csv", tmp_path / "ragged.csv", tmp_path / "numbers.parquet"
+    empty.write_text("")
+    ragged.write_text("image_id\nphoto-000001,x\n")
+    pq.write_table(pa.table({"image_id": [1, 2]}), numbers)
+    for file, reason in (
+        (empty, "Empty CSV"),
+        (ragged, "Expected 1 columns"),
+        (numbers, "int64: ids are text"),
+    ):
+        with pytest.raises(MapError, match=f"{file.name}.*{reason}"):
+            run_update(root, UpdateConfig(remove_file=str(file)))
+    assert versions(root) == ["v0001"]
