@@ -148,9 +148,18 @@ def _walk_local(full: str) -> Iterator[list[str]]:
         raise error
 
     for folder, below, names in os.walk(full, followlinks=True, onerror=fail):
-        below.sort()
+        below[:] = sorted(name for name in below if not _leads_back(folder, name))
         prefix = os.path.relpath(folder, full) + "/" if folder != full else ""
         yield [prefix + name for name in sorted(names)]
+
+
+def _leads_back(folder: str, name: str) -> bool:
+    """Whether an entry of a folder is a link to that folder or one around it: to follow it would never end."""
+    path = os.path.join(folder, name)
+    if not os.path.islink(path):
+        return False
+    target, here = os.path.realpath(path), os.path.realpath(folder)
+    return os.path.commonpath([target, here]) == target
 
 
 def size(uri: str) -> int:

@@ -5,7 +5,9 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 import PIL.Image
+from PIL import ExifTags, ImageOps
 from pydantic import Field
 
 from placeray import storage
@@ -103,7 +105,12 @@ def check_photo(data: bytes, config: PhotoStorage) -> PhotoBytes | Rejection:
 
 
 def _shrink(image: PIL.Image.Image, config: PhotoStorage) -> tuple[bytes, int, int]:
+    """A small JPEG. It has no EXIF, so it is turned upright; whoever reads an original does that by its EXIF."""
     assert config.max_side_px is not None
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of grey, of which `convert` would cut off all that is above 255
+        image = PIL.Image.fromarray(np.clip(np.asarray(image, dtype=np.int64) >> 8, 0, 255).astype(np.uint8))
     scale = config.max_side_px / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     colour = image if image.mode == "RGB" else image.convert("RGB")

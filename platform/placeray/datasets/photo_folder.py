@@ -66,10 +66,11 @@ def list_photos(config: PhotoFolder) -> Listing:
     for role, prefix in folders.items():
         inner = tuple(other for other in folders.values() if other != prefix and other.startswith(prefix))
         found = False
-        for names in photos.walk_images(storage.join(config.root, prefix)):
+        suffixes = (*photos.IMAGE_SUFFIXES, *photos.OTHER_SUFFIXES)
+        for names in photos.walk_images(storage.join(config.root, prefix), suffixes):
             paths = [prefix + name for name in names.to_pylist()]
             paths = [path for path in paths if not path.startswith(inner)]
-            found = found or bool(paths)
+            found = found or not all(map(_is_other, paths))
             parts.append(_list_role(config, "train" if config.is_training else role, paths))
         if not found:
             where = storage.resolve(storage.join(config.root, prefix))
@@ -86,8 +87,14 @@ def _prefix(folder: str) -> str:
 
 def _list_role(config: PhotoFolder, role: str, paths: list[str]) -> Listing:
     draft = Draft(config, paths)
+    other = np.array([_is_other(path) for path in paths], dtype=bool)
+    draft.mark(other, "decode_error", "photos of this format are not read: convert it to JPEG or PNG")
+
+    def header_of(path: str) -> dict[str, Any] | None:
+        return None if _is_other(path) else read_header(storage.join(config.root, path))
+
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        headers = list(pool.map(lambda path: read_header(storage.join(config.root, path)), paths))
+        headers = list(pool.map(header_of, paths))
     unreadable = np.array([header is None for header in headers], dtype=bool)
     draft.mark(unreadable, "decode_error", "the file is no image that can be opened")
     known = [header or {} for header in headers]
@@ -104,9 +111,15 @@ def _list_role(config: PhotoFolder, role: str, paths: list[str]) -> Listing:
     return draft.finish(config.needs_position)
 
 
+def _is_other(path: str) -> bool:
+    return path.lower().endswith(photos.OTHER_SUFFIXES)
+
+
 def read_header(uri: str) -> dict[str, Any] | None:
-    """lat, lon, heading_deg and captured of an image file as far as its EXIF has them; None for no image."""
+    """lat, lon, heading_deg and captured of an image file as far as its EXIF has them; None for no image or no file."""
     if not storage.is_remote(storage.resolve(uri)):
+        if not storage.is_file(uri):
+            return None
         with storage.open_read(uri) as file:
             return _header_of(file)
     start = storage.read_bytes(uri, 0, _HEADER_BYTES)

@@ -8,6 +8,7 @@ A set may have tens of millions of rows, so nothing here makes a Python object p
 Arrow's, names that repeat are stored once, an id is 16 bytes. A row of SF-XL takes about 250 bytes.
 """
 
+import os
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
@@ -45,6 +46,10 @@ PHOTOS = pa.schema(
     ]
 )
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+# Photos that are not read; where a folder holds whatever a camera made, they are named instead of passed over.
+OTHER_SUFFIXES = (
+    ".heic", ".heif", ".avif", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".dng", ".cr2", ".cr3", ".nef", ".arw",
+)  # fmt: skip
 
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -123,10 +128,19 @@ class Draft:
         return self
 
     def number(self, **columns: npt.ArrayLike) -> "Draft":
-        """Set number columns, one value per row; NaN becomes null."""
+        """Set number columns, one value per row; NaN becomes null, and a fraction in a column of whole numbers is a
+        fault.
+        """
         for name, values in columns.items():
-            array = pa.array(np.asarray(values, dtype=np.float64), pa.float64(), from_pandas=True)
-            self.columns[name] = array.cast(PHOTOS.field(name).type)
+            numbers, kind = np.asarray(values, dtype=np.float64), PHOTOS.field(name).type
+            if pa.types.is_integer(kind):
+                most = np.iinfo(kind.to_pandas_dtype()).max
+                bad = ~np.isnan(numbers) & (
+                    (np.trunc(numbers) != numbers) | (np.abs(numbers) > min(most, 2**53))
+                )
+                self.mark(bad, "bad_row", f"{name} is no whole number, or too large for one")
+                numbers = np.where(bad, np.nan, numbers)
+            self.columns[name] = pa.array(numbers, pa.float64(), from_pandas=True).cast(kind)
         return self
 
     def parse(self, name: str, values: Texts, reason: str = "bad_row") -> "Draft":
@@ -336,7 +350,7 @@ def parse_flags(words: pa.Array) -> Mask:
 
 def parse_captured(words: pa.Array) -> pa.Array:
     """Any prefix of `YYYYMMDD_hhmmss`, or ISO text, as an ISO 8601 prefix as long as what is known; null
-    otherwise.
+    otherwise, also for a moment that does not exist. A month or day of 00 is unknown.
     """
     encoded = _encoded(words)
     words = pc.utf8_trim_whitespace(encoded.dictionary.cast(pa.string()))  # times repeat: each is parsed once
@@ -346,11 +360,17 @@ def parse_captured(words: pa.Array) -> pa.Array:
         (r"^(\d{4})(\d{2})(\d{2})_(\d{2})$", r"\1-\2-\3T\4"),
         (r"^(\d{4})(\d{2})(\d{2})_(\d{2})(\d{2})$", r"\1-\2-\3T\4:\5"),
         (r"^(\d{4})(\d{2})(\d{2})_(\d{2})(\d{2})(\d{2})$", r"\1-\2-\3T\4:\5:\6"),
-        (r"^(\d{4})[-:](\d{2})[-:](\d{2}) (\d{2}:.*)$", r"\1-\2-\3T\4"),
+        (r"^(\d{4})(\d{2})(\d{2})(\d{2})(\d{2})(\d{2})$", r"\1-\2-\3T\4:\5:\6"),
+        (r"^(\d{4})[-:/](\d{2})[-:/](\d{2}) (\d{2}:.*)$", r"\1-\2-\3T\4"),
+        (r"^(\d{4})/(\d{2})/(\d{2})$", r"\1-\2-\3"),
+        (r"^(\d{4})-00(-.*)?$", r"\1"),
+        (r"^(\d{4}-\d{2})-00(T.*)?$", r"\1"),
     ):
         words = pc.replace_substring_regex(words, pattern, iso)
     iso = pc.match_substring_regex(
-        words, r"^\d{4}(-\d{2}(-\d{2}(T\d{2}(:\d{2}(:\d{2}(\.\d+)?)?)?(Z|[+-]\d{2}:?\d{2})?)?)?)?$"
+        words,
+        r"^[12]\d{3}(-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01])"
+        r"(T([01]\d|2[0-3])(:[0-5]\d(:[0-5]\d(\.\d+)?)?)?(Z|[+-]\d{2}:?\d{2})?)?)?)?$",
     )
     return pc.if_else(iso, words, pa.scalar(None, pa.string())).take(encoded.indices)
 
@@ -362,11 +382,18 @@ def list_images(root: str) -> list[str]:
     return sorted(name for names in walk_images(root) for name in names.to_pylist())
 
 
-def walk_images(root: str) -> Iterator[pa.Array]:
-    """The same paths in pieces of at most about BATCH_ROWS, in the order of the folders."""
+def walk_images(root: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Iterator[pa.Array]:
+    """The same paths in pieces of at most about BATCH_ROWS, in the order of the folders.
+
+    A name that is no UTF-8 is given with `\\xe9` for such a byte: no file has that name, so it is refused as missing.
+    """
     names: list[str] = []
     for folder in storage.walk_files(root):
-        names += [name for name in folder if name.lower().endswith(IMAGE_SUFFIXES)]
+        found = [name for name in folder if name.lower().endswith(suffixes)]
+        names += [
+            name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
+            for name in found
+        ]
         while len(names) >= BATCH_ROWS:
             yield pa.array(names[:BATCH_ROWS], pa.string())
             del names[:BATCH_ROWS]
