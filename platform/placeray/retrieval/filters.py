@@ -45,7 +45,7 @@ _NEAR_DATE_LINE = 170.0
 _PLANE_RADIUS_M, _PLANE_LATITUDE, _PLANE_ERROR = 100_000.0, 75.0, 1e-3
 # What images/v1 stores, or the beginning of it.
 _MOMENT = re.compile(
-    r"\d{4}(-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01])(T([01]\d|2[0-3])(:[0-5]\d(:[0-5]\d(\.\d+)?)?)?)?)?)?(Z|[+-]\d{2}:?\d{2})?"
+    r"\d{4}(-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01])(T([01]\d|2[0-3])(:[0-5]\d(:[0-5]\d(\.\d+)?)?)?(Z|[+-]\d{2}:?\d{2})?)?)?)?"
 )
 _ROUNDING_ERROR = 1e-6  # of a share, far above what float64 loses on a circle of centimetres
 

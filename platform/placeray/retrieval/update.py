@@ -248,6 +248,8 @@ def _read_ids(uri: str) -> list[str]:
     if "image_id" not in table.column_names:
         raise MapError(f"{storage.resolve(uri)} has no column image_id: name the ids to remove in one")
     ids = table["image_id"]
+    if pa.types.is_dictionary(ids.type):  # as pandas writes categories
+        ids = ids.cast(ids.type.value_type)
     if not (pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
         raise MapError(f"the column image_id of {storage.resolve(uri)} holds {ids.type}: ids are text")
     found: list[str] = ids.drop_null().to_pylist()

@@ -356,6 +356,7 @@ def test_one_photo_of_each_panorama(make_descriptors: Make, make_map: Make, draw
         ({"captured_from": "2016-6"}, "no beginning of a moment"),
         ({"captured_to": "June 2016"}, "no beginning of a moment"),
         ({"captured_to": "2016-13"}, "no beginning of a moment"),
+        ({"captured_to": "2016-0630"}, "no beginning of a moment"),
         ({"area": {"west": 0, "east": 1, "south": 5, "north": 1}}, "lies north of"),
         ({"area": {"points": [[10, 179], [10, -179], [11, -179], [11, 179]]}}, "crosses longitude 180"),
         ({"area": {"points": [[0, 0], [95, 0], [0, 1]]}}, "is no .lat, lon."),

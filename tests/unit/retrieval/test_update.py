@@ -155,3 +155,9 @@ def test_files_of_ids_that_cannot_be_read_are_named(city: Any, tmp_path: Path) -
         with pytest.raises(MapError, match=f"{file.name}.*{reason}"):
             run_update(root, UpdateConfig(remove_file=str(file)))
     assert versions(root) == ["v0001"]
+
+
+def test_ids_may_be_categories(city: Any, tmp_path: Path) -> None:
+    file = tmp_path / "gone.parquet"
+    pq.write_table(pa.table({"image_id": pa.array(["photo-000001"]).dictionary_encode()}), file)
+    assert plan_update(city[0], UpdateConfig(remove_file=str(file))).removed == 1
