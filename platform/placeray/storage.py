@@ -148,18 +148,25 @@ def _walk_local(full: str) -> Iterator[list[str]]:
         raise error
 
     for folder, below, names in os.walk(full, followlinks=True, onerror=fail):
-        below[:] = sorted(name for name in below if not _leads_back(folder, name))
+        below[:] = sorted(name for name in below if not _leads_back(full, folder, name))
         prefix = os.path.relpath(folder, full) + "/" if folder != full else ""
         yield [prefix + name for name in sorted(names)]
 
 
-def _leads_back(folder: str, name: str) -> bool:
-    """Whether an entry of a folder is a link to that folder or one around it: to follow it would never end."""
+def _leads_back(full: str, folder: str, name: str) -> bool:
+    """Whether an entry of a folder is a link to a folder on the way down from `full`, or to one around such a folder:
+    to follow it would never end.
+    """
     path = os.path.join(folder, name)
     if not os.path.islink(path):
         return False
-    target, here = os.path.realpath(path), os.path.realpath(folder)
-    return os.path.commonpath([target, here]) == target
+    target = os.path.realpath(path)
+    while True:  # each by its own name: another link on the way may have led elsewhere
+        if os.path.commonpath([target, os.path.realpath(folder)]) == target:
+            return True
+        if folder == full:
+            return False
+        folder = os.path.dirname(folder)
 
 
 def size(uri: str) -> int:

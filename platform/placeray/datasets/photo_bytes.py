@@ -2,16 +2,27 @@
 
 import hashlib
 import io
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 import PIL.Image
-from PIL import ExifTags, ImageOps
+from PIL import ExifTags
 from pydantic import Field
 
 from placeray import storage
 from placeray.config import Config
+
+_TURNS = {  # by the orientation in EXIF
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
 
 
 class PhotoStorage(Config):
@@ -107,8 +118,10 @@ def check_photo(data: bytes, config: PhotoStorage) -> PhotoBytes | Rejection:
 def _shrink(image: PIL.Image.Image, config: PhotoStorage) -> tuple[bytes, int, int]:
     """A small JPEG. It has no EXIF, so it is turned upright; whoever reads an original does that by its EXIF."""
     assert config.max_side_px is not None
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    image.load()
+    turn = _turn_upright(image)
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode.startswith("I"):  # 16 bits of grey, of which `convert` would cut off all that is above 255
         image = PIL.Image.fromarray(np.clip(np.asarray(image, dtype=np.int64) >> 8, 0, 255).astype(np.uint8))
     scale = config.max_side_px / max(image.size)
@@ -118,3 +131,14 @@ def _shrink(image: PIL.Image.Image, config: PhotoStorage) -> tuple[bytes, int, i
     sink = io.BytesIO()
     small.save(sink, "JPEG", quality=config.jpeg_quality)
     return sink.getvalue(), *size
+
+
+def _turn_upright(image: PIL.Image.Image) -> PIL.Image.Transpose | None:
+    """What makes a photo upright; None where nothing does, also for a good photo with broken tags.
+
+    `ImageOps.exif_transpose` turns the same way, but it writes all tags anew and fails where one of them is broken.
+    """
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (OSError, SyntaxError, ValueError, IndexError, EOFError, KeyError, TypeError, struct.error):
+        return None

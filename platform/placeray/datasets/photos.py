@@ -370,8 +370,14 @@ def parse_captured(words: pa.Array) -> pa.Array:
     iso = pc.match_substring_regex(
         words,
         r"^[12]\d{3}(-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01])"
-        r"(T([01]\d|2[0-3])(:[0-5]\d(:[0-5]\d(\.\d+)?)?)?(Z|[+-]\d{2}:?\d{2})?)?)?)?$",
+        r"(T([01]\d|2[0-3])(:[0-5]\d(:[0-5]\d(\.\d+)?)?)?(Z|[+-]([01]\d|2[0-3]):?[0-5]\d)?)?)?)?$",
     )
+    no_day = pc.match_substring_regex(words, r"^\d{4}-(02-3|(0[469]|11)-31)")
+    leap_day = pc.match_substring_regex(words, r"^\d{4}-02-29")
+    leap_year = pc.match_substring_regex(
+        words, r"^(\d{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)"
+    )
+    iso = pc.and_not(pc.and_not(iso, no_day), pc.and_not(leap_day, leap_year))
     return pc.if_else(iso, words, pa.scalar(None, pa.string())).take(encoded.indices)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.ExifTags import Base
 
 from placeray import storage
@@ -45,6 +46,30 @@ def test_a_photo_of_a_turned_phone_is_shrunk_upright() -> None:
     small, found = shrunk(jpeg(pixels), 320)
     assert (found.width, found.height) == (320, 240)
     assert small[:, 10].mean() > 200 > 50 > small[:, -10].mean()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_readers_turn_it(orientation: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8).repeat(40, 0).repeat(40, 1)
+    data = jpeg(pixels, orientation)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("L")
+    small, found = shrunk(data, 160)
+    assert (found.width, found.height) == ((160, 120) if orientation < 5 else (120, 160))
+    expected = np.asarray(upright.resize((found.width, found.height), Image.Resampling.LANCZOS), np.float64)
+    assert np.abs(small - expected).mean() < 4  # JPEG; turned in another way it is above 50
+
+
+def test_a_photo_with_broken_tags_is_shrunk_all_the_same() -> None:
+    exif, sink = Image.Exif(), io.BytesIO()
+    exif[Base.Orientation] = 6
+    exif[Base.Make] = "maker"
+    Image.fromarray(np.zeros((480, 640, 3), dtype=np.uint8)).save(sink, "JPEG", exif=exif)
+    data = sink.getvalue()
+    make, resolution = (struct.pack(">HHI", tag, 2, 6) for tag in (Base.Make, Base.XResolution))
+    assert data.count(make) == 1
+    data = data.replace(make, resolution)  # a resolution in words
+    _, found = shrunk(data, 320)
+    assert (found.width, found.height) == (240, 320)
 
 
 def test_grey_of_16_bits_keeps_its_shades() -> None:
@@ -96,6 +121,14 @@ def test_a_frame_number_that_is_none_is_refused(tmp_path: Path, check: Any) -> N
         ("0000:00:00 00:00:00", None),
         ("2024-13-45", None),
         ("2024-02-01T25:00:00", None),
+        ("2024-04-31", None),
+        ("20240230_101500", None),
+        ("2023-02-29", None),
+        ("1900-02-29", None),
+        ("2000-02-29", "2000-02-29"),
+        ("2024:02:29 14:33:53", "2024-02-29T14:33:53"),
+        ("2024-04-11T10:00:00+99:99", None),
+        ("2024-04-11T10:00:00+02:00", "2024-04-11T10:00:00+02:00"),
         ("2016-00", "2016"),
         ("201600", "2016"),
         ("2016-06-00", "2016-06"),
@@ -117,3 +150,14 @@ def test_a_link_that_leads_back_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "a" / "other").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     found = [name for folder in storage.walk_files(str(tmp_path / "a")) for name in folder]
     assert found == ["1.jpg", "other/2.jpg"]
+
+
+def test_two_folders_that_lead_to_each_other_are_listed_once(tmp_path: Path) -> None:
+    for here, there in (("a", "b"), ("b", "a")):
+        (tmp_path / here).mkdir()
+        (tmp_path / here / f"{here}.jpg").write_bytes(b"x")
+        (tmp_path / here / "over").symlink_to(tmp_path / there, target_is_directory=True)
+    (tmp_path / "door").symlink_to(tmp_path / "a", target_is_directory=True)
+    for root in ("a", "door"):
+        found = [name for folder in storage.walk_files(str(tmp_path / root)) for name in folder]
+        assert found == ["a.jpg", "over/b.jpg"]
