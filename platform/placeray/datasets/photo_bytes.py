@@ -14,6 +14,9 @@ from pydantic import Field
 from placeray import storage
 from placeray.config import Config
 
+# What Pillow raises for bytes that are no image, and for tags that cannot be read.
+NO_IMAGE = (OSError, PIL.Image.DecompressionBombError, SyntaxError, ValueError, IndexError, EOFError)
+BROKEN_TAGS = (*NO_IMAGE, struct.error, KeyError, TypeError)
 _TURNS = {  # by the orientation in EXIF
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
@@ -140,5 +143,5 @@ def _turn_upright(image: PIL.Image.Image) -> PIL.Image.Transpose | None:
     """
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except (OSError, SyntaxError, ValueError, IndexError, EOFError, KeyError, TypeError, struct.error):
+    except BROKEN_TAGS:
         return None

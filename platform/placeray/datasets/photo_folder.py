@@ -2,7 +2,6 @@
 
 import io
 import posixpath
-import struct
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -13,21 +12,15 @@ from pydantic import Field
 
 from placeray import storage
 from placeray.datasets import photos
+from placeray.datasets.photo_bytes import BROKEN_TAGS, NO_IMAGE
 from placeray.datasets.photos import Draft
 from placeray.datasets.source import CellPlaces, Listing, SourceBase, SplitName
 from placeray.errors import DataError
 
 _HEADER_BYTES = 256 << 10  # holds the tags of nearly every photo; of an object store no more is read
 _READ_THREADS = 8
-_NO_IMAGE = (
-    PIL.UnidentifiedImageError,
-    PIL.Image.DecompressionBombError,
-    SyntaxError,
-    ValueError,
-    IndexError,
-    EOFError,
-    OSError,
-)
+# Of a folder with whatever a camera made.
+_SUFFIXES = (*photos.IMAGE_SUFFIXES, *photos.OTHER_SUFFIXES)
 
 
 class PhotoFolder(SourceBase):
@@ -66,8 +59,7 @@ def list_photos(config: PhotoFolder) -> Listing:
     for role, prefix in folders.items():
         inner = tuple(other for other in folders.values() if other != prefix and other.startswith(prefix))
         found = False
-        suffixes = (*photos.IMAGE_SUFFIXES, *photos.OTHER_SUFFIXES)
-        for names in photos.walk_images(storage.join(config.root, prefix), suffixes):
+        for names in photos.walk_images(storage.join(config.root, prefix), _SUFFIXES):
             paths = [prefix + name for name in names.to_pylist()]
             paths = [path for path in paths if not path.startswith(inner)]
             found = found or not all(map(_is_other, paths))
@@ -134,9 +126,9 @@ def _header_of(file: Any) -> dict[str, Any] | None:
         with PIL.Image.open(file) as image:
             try:
                 return _tags_of(image)
-            except (*_NO_IMAGE, struct.error, KeyError, TypeError):
+            except BROKEN_TAGS:
                 return {}  # a good photo with broken tags has no position
-    except _NO_IMAGE:
+    except NO_IMAGE:
         return None
 
 

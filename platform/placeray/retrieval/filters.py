@@ -2,8 +2,8 @@
 
 Rows lie along a Hilbert curve, so an area is a few runs of rows: cells of the curve wholly inside it are taken as they
 are, of cells on its edge every photo is checked. A search of 1 % of a map then costs about 1 %. The other conditions
-are checked photo by photo inside these runs. Filters are exact; a photo that lacks what a condition asks for (no
-position, no heading, no time) does not fulfil it.
+are checked photo by photo inside these runs. Filters are exact (for times see the known fault in
+docs/search.md); a photo that lacks what a condition asks for (no position, no heading, no time) does not fulfil it.
 """
 
 import re

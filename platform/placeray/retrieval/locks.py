@@ -30,9 +30,8 @@ def alone(root: str, name: str) -> Iterator[None]:
     path = folder / name.replace("/", "-")
     while True:
         with path.open("w") as file:
-            with suppress(
-                OSError
-            ):  # some file systems have no locks; there only the callers' own look protects
+            # Some file systems have no locks; there nothing but the callers' own look protects.
+            with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
             if not _is_still(file.fileno(), path):
                 continue  # whoever had it before has taken it away

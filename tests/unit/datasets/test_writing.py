@@ -46,6 +46,19 @@ def config_of(
     return NormalizeConfig.model_validate({"sources": [source], **more})
 
 
+def config_of_cities(root: Path, write: Any, jpeg: Any, cities: list[str]) -> NormalizeConfig:
+    """Four photos at one place of each city, in a table."""
+    lines = ["path,lat,lon,town"]
+    for number, town in enumerate(cities):
+        for photo in range(4):
+            write(f"{number}-{photo}.jpg", jpeg(4 * number + photo))
+            lines.append(f"{number}-{photo}.jpg,55.7,13.2,{town}")
+    write("manifest.csv", "\n".join(lines))
+    columns = {"lat": "lat", "lon": "lon", "city": "town"}
+    source = {"kind": "photo_table", "name": "own", "root": str(root), "split": "train", "columns": columns}
+    return NormalizeConfig.model_validate({"sources": [source]})
+
+
 def run(config: NormalizeConfig, output: Path) -> list[dict[str, Any]]:
     """All parts of all sources, one after the other, and the manifest of places."""
     reports = []
@@ -204,21 +217,7 @@ def test_a_part_whose_photos_have_changed_is_not_finished(tmp_path: Path, write:
 def test_a_city_with_a_long_name_has_a_file(tmp_path: Path, write: Any, jpeg: Any) -> None:
     """32 letters of nine bytes each are too long for a file system; two such cities that begin alike stay apart."""
     cities = ["\u6771" * 32, "\u6771" * 31 + "\u4eac", "\u6771" * 11]
-    lines = ["path,lat,lon,town"]
-    for number, town in enumerate(cities):
-        for photo in range(4):
-            write(f"{number}-{photo}.jpg", jpeg(4 * number + photo))
-            lines.append(f"{number}-{photo}.jpg,55.7,13.2,{town}")
-    write("manifest.csv", "\n".join(lines))
-    columns = {"lat": "lat", "lon": "lon", "city": "town"}
-    source = {
-        "kind": "photo_table",
-        "name": "own",
-        "root": str(tmp_path),
-        "split": "train",
-        "columns": columns,
-    }
-    run(NormalizeConfig.model_validate({"sources": [source]}), tmp_path / "out")
+    run(config_of_cities(tmp_path, write, jpeg, cities), tmp_path / "out")
     domains = list_domains(str(tmp_path / "out/places"))
     assert {domain.city for domain in domains} == set(cities)
     names = {path.name for path in (tmp_path / "out").rglob("*") if "%E6" in path.name}
@@ -271,23 +270,10 @@ def test_a_place_too_large_for_a_column_is_named(
 
 
 def test_cities_of_any_name_stay_inside_the_output(tmp_path: Path, write: Any, jpeg: Any) -> None:
-    lines = ["path,lat,lon,town"]
-    for number, town in enumerate(["../../etc", "São Paulo/Sé", "..", "a b"]):
-        for photo in range(4):
-            write(f"{number}-{photo}.jpg", jpeg(number * 4 + photo))
-            lines.append(f"{number}-{photo}.jpg,55.7,13.2,{town}")
-    write("manifest.csv", "\n".join(lines))
-    columns = {"lat": "lat", "lon": "lon", "city": "town"}
-    source = {
-        "kind": "photo_table",
-        "name": "own",
-        "root": str(tmp_path),
-        "split": "train",
-        "columns": columns,
-    }
-    run(NormalizeConfig.model_validate({"sources": [source]}), tmp_path / "deep/down/out")
+    cities = ["../../etc", "São Paulo/Sé", "..", "a b"]
+    run(config_of_cities(tmp_path, write, jpeg, cities), tmp_path / "deep/down/out")
     domains = list_domains(str(tmp_path / "deep/down/out/places"))
-    assert {domain.city for domain in domains} == {"../../etc", "São Paulo/Sé", "..", "a b"}
+    assert {domain.city for domain in domains} == set(cities)
     inside = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.parquet")]
     assert all(path.startswith("deep/down/out/") for path in inside)
     assert len(domains) == 4

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from drawn_conditions import conditions
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from slow_search import search_slowly
@@ -73,13 +74,7 @@ def filters(draw: st.DrawFn, where: tuple[float, float]) -> Filter:
     elif kind == "polygon":
         corners = draw(st.integers(3, 6))
         area = Polygon(points=tuple((near(where[0]), min(near(where[1]), 180.0)) for _ in range(corners)))
-    return Filter(
-        area=area,
-        heading_deg=draw(st.none() | st.integers(0, 359)),
-        heading_tolerance_deg=draw(st.integers(0, 180)),
-        captured_from=draw(st.sampled_from([None, None, "2016", "2016-06"])),
-        captured_to=draw(st.sampled_from([None, None, "2016-06", "2017"])),
-    )
+    return Filter(area=area, **draw(conditions()))
 
 
 def distance_m(lat1: float, lon1: float, lat2: float, lon2: float) -> float:

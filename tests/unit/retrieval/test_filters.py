@@ -9,6 +9,7 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 import pytest
+from drawn_conditions import conditions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -108,13 +109,7 @@ def filters(draw: st.DrawFn, lat: float, lon: float, spread: float) -> Filter:
         south, north = sorted((max(-90, min(90, draw(near(lat)))), max(-90, min(90, draw(near(lat))))))
         west, east = sorted((draw(near(lon)), draw(near(lon))))
         area = Box(west=wrapped(west), south=south, east=wrapped(east), north=north)
-    return Filter(
-        area=area,
-        heading_deg=draw(st.none() | st.integers(0, 359)),
-        heading_tolerance_deg=draw(st.integers(0, 180)),
-        captured_from=draw(st.sampled_from([None, None, "2016", "2016-06"])),
-        captured_to=draw(st.sampled_from([None, None, "2016-06", "2017"])),
-    )
+    return Filter(area=area, **draw(conditions()))
 
 
 @settings(max_examples=150, deadline=None)
