@@ -2,18 +2,16 @@
 
 Rows lie along a Hilbert curve, so an area is a few runs of rows: cells of the curve wholly inside it are taken as they
 are, of cells on its edge every photo is checked. A search of 1 % of a map then costs about 1 %. The other conditions
-are checked photo by photo inside these runs. Filters are exact (for times see the known fault in
-docs/search.md); a photo that lacks what a condition asks for (no position, no heading, no time) does not fulfil it.
+are checked photo by photo inside these runs. Filters are exact; a photo that lacks what a condition asks for (no
+position, no heading, no time) does not fulfil it.
 """
 
-import re
 from itertools import pairwise
 from types import ModuleType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -21,6 +19,7 @@ from placeray.config import Config
 from placeray.geo import EARTH_RADIUS_M, distance_m
 from placeray.retrieval import popcount_scan
 from placeray.retrieval.cells import LEVEL, NO_POSITION, curve_cells
+from placeray.retrieval.moments import first_moment, last_moment, surely_between
 
 Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]
@@ -43,10 +42,6 @@ _ROWS_BETWEEN = 8000
 # Up to this radius and latitude, distances in the plane are right to better than this share (checked by a test).
 _NEAR_DATE_LINE = 170.0
 _PLANE_RADIUS_M, _PLANE_LATITUDE, _PLANE_ERROR = 100_000.0, 75.0, 1e-3
-# What images/v1 stores, or the beginning of it.
-_MOMENT = re.compile(
-    r"\d{4}(-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01])(T([01]\d|2[0-3])(:[0-5]\d(:[0-5]\d(\.\d+)?)?)?(Z|[+-]\d{2}:?\d{2})?)?)?)?"
-)
 _ROUNDING_ERROR = 1e-6  # of a share, far above what float64 loses on a circle of centimetres
 
 
@@ -63,7 +58,7 @@ class Circle(Config):
 
     lat: float = Field(ge=-90, le=90, description="WGS84 degrees")
     lon: float = Field(ge=-180, le=180, description="WGS84 degrees")
-    radius_m: float = Field(gt=0, description="metres on the sphere")
+    radius_m: float = Field(gt=0, allow_inf_nan=False, description="metres on the sphere")
 
     def contains(self, lat: Floats, lon: Floats) -> Mask:
         """Which positions (n,) lie inside: by a plane, and on the sphere where the plane is too coarse to tell."""
@@ -147,21 +142,29 @@ class Box(Config):
         return north
 
     def contains(self, lat: Floats, lon: Floats) -> Mask:
-        """Which positions (n,) lie inside, the edge included."""
-        across = (lon >= self.west) & (lon <= self.east)
-        if self.west > self.east:
-            across = (lon >= self.west) | (lon <= self.east)
-        return across & (lat >= self.south) & (lat <= self.north)
+        """Which positions (n,) lie inside, the edge included; longitudes 180 and -180 are the same."""
+        inside = np.zeros(len(lat), dtype=np.bool_)
+        for west, south, east, north in self.bounds():
+            inside |= (west <= lon) & (lon <= east) & (south <= lat) & (lat <= north)
+        return inside
 
     def bounds(self) -> list[Bounds]:
-        """Itself, in two parts where it crosses longitude 180."""
+        """Itself, in two parts where it crosses longitude 180 or ends there."""
+        parts = [(self.west, self.east)]
         if self.west > self.east:
-            return [(self.west, self.south, 180.0, self.north), (-180.0, self.south, self.east, self.north)]
-        return [(self.west, self.south, self.east, self.north)]
+            parts = [(self.west, 180.0), (-180.0, self.east)]
+        elif self.east == 180.0:
+            parts.append((-180.0, -180.0))
+        elif self.west == -180.0:
+            parts.append((180.0, 180.0))
+        return [(west, self.south, east, self.north) for west, east in parts]
 
     def classify(self, west: Floats, south: Floats, east: Floats, north: Floats) -> Places:
         """Where boxes (n,) lie; none is outside, as only those of `bounds` are asked for."""
-        return np.where(self.contains(south, west) & self.contains(north, east), INSIDE, EDGE)
+        inside = np.zeros(len(west), dtype=np.bool_)
+        for first, lowest, last, highest in self.bounds():
+            inside |= (first <= west) & (east <= last) & (lowest <= south) & (north <= highest)
+        return np.where(inside, INSIDE, EDGE)
 
 
 class Polygon(Config):
@@ -214,25 +217,35 @@ class Filter(Config):
     """Conditions that all must hold; those left out do not restrict."""
 
     area: Circle | Box | Polygon | None = None
-    heading_deg: float | None = Field(default=None, description="direction the photos look in")
+    heading_deg: float | None = Field(
+        default=None, allow_inf_nan=False, description="direction the photos look in"
+    )
     heading_tolerance_deg: float = Field(default=45.0, ge=0, le=180, description="to either side")
     captured_from: str | None = Field(
         default=None, description="ISO 8601 prefix such as 2016 or 2016-06; the first moment it may mean"
     )
     captured_to: str | None = Field(default=None, description="likewise, the last moment it may mean")
 
+    @field_validator("captured_from", "captured_to")
+    @classmethod
+    def _may_be_a_moment(cls, beginning: str | None) -> str | None:
+        if beginning is not None:
+            first_moment(beginning)
+        return beginning
+
     @model_validator(mode="after")
     def _has_order(self) -> Self:
-        start, end = self.captured_from, self.captured_to
-        for name, moment in (("captured_from", start), ("captured_to", end)):
-            if moment is not None and not _MOMENT.fullmatch(moment):
-                raise ValueError(
-                    f"{name} {moment!r} is no beginning of a moment such as 2016-06-01T10:30:00: write 2016, 2016-06, "
-                    "2016-06-01 or more of it"
-                )
+        start, end = self.time_span
         if start is not None and end is not None and start[: len(end)] > end:
-            raise ValueError(f"captured_from {start} lies behind captured_to {end}: no photo can fulfil that")
+            times = f"captured_from {self.captured_from} lies behind captured_to {self.captured_to}"
+            raise ValueError(f"{times}: no photo can fulfil that")
         return self
+
+    @property
+    def time_span(self) -> tuple[str | None, str | None]:
+        """The first and the last moment asked for, as `surely_between` wants them."""
+        start, end = self.captured_from, self.captured_to
+        return start and first_moment(start), end and last_moment(end)
 
     @property
     def is_empty(self) -> bool:
@@ -480,22 +493,8 @@ def _narrowed(photos: Positions, run: Run, wanted: Filter) -> Run:
         turn = np.abs((photos.headings(run.start, run.end) - wanted.heading_deg + 180) % 360 - 180)
         allowed = allowed & (turn <= wanted.heading_tolerance_deg)
     if wanted.captured_from is not None or wanted.captured_to is not None:
-        captured = photos.captured(run.start, run.end)
-        allowed = allowed & _in_time(captured, wanted.captured_from, wanted.captured_to)
+        allowed = allowed & surely_between(photos.captured(run.start, run.end), *wanted.time_span)
     return Run(run.start, run.end, allowed)
-
-
-def _in_time(captured: pa.ChunkedArray, start: str | None, end: str | None) -> Mask:
-    """Whether all moments that an ISO 8601 prefix may mean lie between two others, (n,)."""
-    fits = pc.is_valid(captured)
-    if start is not None:  # 2016 is not surely after 2016-06, and sorts before it
-        fits = pc.and_(fits, pc.greater_equal(captured, start))
-    if end is not None:  # 2016 is not surely before 2016-06, but 2015 is
-        fits = pc.and_(fits, pc.or_(pc.less(captured, end), pc.starts_with(captured, end)))
-        prefixes = [end[:length] for length in range(len(end))]
-        fits = pc.and_(fits, pc.invert(pc.is_in(captured, value_set=pa.array(prefixes, pa.string()))))
-    mask: Mask = pc.fill_null(fits, False).to_numpy(zero_copy_only=False).astype(np.bool_)
-    return mask
 
 
 def _values(table: pa.Table, name: str, start: int, end: int) -> NDArray[Any]:

@@ -245,9 +245,14 @@ def _read_ids(uri: str) -> list[str]:
     except pa.ArrowInvalid as error:
         sentence = " ".join(str(error).split())
         raise MapError(f"{storage.resolve(uri)} cannot be read as {suffix}: {sentence}") from None
-    if "image_id" not in table.column_names:
-        raise MapError(f"{storage.resolve(uri)} has no column image_id: name the ids to remove in one")
+    columns = table.column_names.count("image_id")
+    if columns != 1:
+        raise MapError(
+            f"{storage.resolve(uri)} has {columns} columns image_id: name the ids to remove in one"
+        )
     ids = table["image_id"]
+    if pa.types.is_null(ids.type):
+        return []
     if pa.types.is_dictionary(ids.type):  # as pandas writes categories
         ids = ids.cast(ids.type.value_type)
     if not (pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):

@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 import pytest
-from drawn_conditions import conditions
+from drawn_conditions import MOMENTS, conditions, looks_there, taken_then
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -24,7 +24,6 @@ from placeray.retrieval.place_map import PlaceMap
 from placeray.retrieval.update import UpdateConfig, run_update
 
 Make = Callable[..., Any]
-MONTHS = ["2015", "2016", "2016-03", "2016-06-30", "2016-06-30T12", "2017-01", None]
 
 
 def metres(lat1: float, lon1: float, lat2: float, lon2: float) -> float:
@@ -52,29 +51,12 @@ def fulfils(photo: dict[str, Any], wanted: Filter) -> bool:
             east_of_west = photo["lon"] >= area.west
             across = (
                 (west_of_east or east_of_west) if area.west > area.east else (west_of_east and east_of_west)
-            )
+            ) or (abs(photo["lon"]) == 180 and 180 in (-area.west, area.east))
             if not (across and area.south <= photo["lat"] <= area.north):
                 return False
-    if wanted.heading_deg is not None:
-        if photo["heading_deg"] is None:
-            return False
-        turn = abs(photo["heading_deg"] - wanted.heading_deg) % 360
-        if min(turn, 360 - turn) > wanted.heading_tolerance_deg:
-            return False
-    when = photo["captured"]
-    if (wanted.captured_from or wanted.captured_to) and when is None:
+    if not looks_there(photo["heading_deg"], wanted.heading_deg, wanted.heading_tolerance_deg):
         return False
-    if wanted.captured_from and first_moment(when) < first_moment(wanted.captured_from):
-        return False
-    return not (wanted.captured_to and last_moment(when) > last_moment(wanted.captured_to))
-
-
-def first_moment(text: str) -> str:
-    return text + "0000-01-01T00:00:00"[len(text) :]
-
-
-def last_moment(text: str) -> str:
-    return text + "9999-12-31T23:59:59"[len(text) :]
+    return taken_then(photo["captured"], wanted.captured_from, wanted.captured_to)
 
 
 def draw_photos(
@@ -85,8 +67,11 @@ def draw_photos(
         "lat": np.clip(lat + rng.normal(0, spread, count), -90, 90).tolist(),
         "lon": ((around + 180) % 360 - 180).tolist(),
         "heading_deg": [None if rng.random() < 0.1 else float(rng.integers(0, 360)) for _ in range(count)],
-        "captured": [MONTHS[rng.integers(0, len(MONTHS))] for _ in range(count)],
+        "captured": [None if rng.random() < 0.1 else str(rng.choice(MOMENTS)) for _ in range(count)],
     }
+    if abs(lon) + spread > 180:
+        for row in np.flatnonzero(rng.random(count) < 0.05):
+            photos["lon"][row] = float(rng.choice([-180.0, 180.0]))
     for row in np.flatnonzero(rng.random(count) < 0.1):
         photos["lat"][row] = photos["lon"][row] = None
     return photos
@@ -108,7 +93,8 @@ def filters(draw: st.DrawFn, lat: float, lon: float, spread: float) -> Filter:
     elif kind == "box":
         south, north = sorted((max(-90, min(90, draw(near(lat)))), max(-90, min(90, draw(near(lat))))))
         west, east = sorted((draw(near(lon)), draw(near(lon))))
-        area = Box(west=wrapped(west), south=south, east=wrapped(east), north=north)
+        ends = [draw(st.sampled_from([wrapped(end), wrapped(end), 180.0, -180.0])) for end in (west, east)]
+        area = Box(west=ends[0], south=south, east=ends[1], north=north)
     return Filter(area=area, **draw(conditions()))
 
 
@@ -117,7 +103,7 @@ def filters(draw: st.DrawFn, lat: float, lon: float, spread: float) -> Filter:
     data=st.data(),
     seed=st.integers(0, 2**32 - 1),
     where=st.sampled_from([(40.0, -80.0), (-33.9, 179.99), (0.0, 0.0), (69.6, -179.995), (89.7, 20.0)]),
-    spread=st.sampled_from([1e-4, 0.01, 0.5]),
+    spread=st.sampled_from([1e-4, 0.01, 0.5, 60.0]),
 )
 def test_the_rows_are_those_that_fulfil_the_filter(
     data: st.DataObject, seed: int, where: tuple[float, float], spread: float
@@ -128,13 +114,18 @@ def test_the_rows_are_those_that_fulfil_the_filter(
     table = table.append_column("cell", pa.array(hilbert_cells(*positions))).sort_by("cell").combine_chunks()
     wanted = data.draw(filters(*where, spread))
     with compiled_loops(data.draw(st.booleans())):
-        rows = [
-            row
-            for start, end, allowed in select(Positions(table), wanted)
-            for row in range(start, end)
-            if allowed is None or allowed[row - start]
-        ]
+        rows = selected(table, wanted)
     assert rows == [row for row, photo in enumerate(table.to_pylist()) if fulfils(photo, wanted)]
+
+
+def selected(table: pa.Table, wanted: Filter) -> list[int]:
+    """The rows of a table that fulfil a filter."""
+    return [
+        row
+        for start, end, allowed in select(Positions(table), wanted)
+        for row in range(start, end)
+        if allowed is None or allowed[row - start]
+    ]
 
 
 @contextlib.contextmanager
@@ -176,6 +167,19 @@ def test_a_circle_is_covered_by_ranges_along_the_curve(
         assert len(cover.first) < 1000
 
 
+def test_a_box_nearly_round_the_world_leaves_out_what_it_should() -> None:
+    """Cells that begin in its eastern end and end in its western one hold the gap between."""
+    rng = np.random.default_rng(6)
+    lat, lon = rng.uniform(-60, 60, 20_000), rng.uniform(-180, 180, 20_000)
+    table = (
+        pa.table({"lat": lat, "lon": lon, "cell": hilbert_cells(lat, lon)}).sort_by("cell").combine_chunks()
+    )
+    wanted = Filter(area=Box(west=170, south=-40, east=160, north=40))
+    expected = [row for row, photo in enumerate(table.to_pylist()) if not 160 < photo["lon"] < 170]
+    expected = [row for row in expected if abs(table["lat"][row].as_py()) <= 40]
+    assert selected(table, wanted) == expected
+
+
 def test_a_polygon_holds_what_lies_inside() -> None:
     """An L: a corner of its box is outside. Against the union of its two boxes."""
     rng = np.random.default_rng(0)
@@ -184,17 +188,11 @@ def test_a_polygon_holds_what_lies_inside() -> None:
         pa.table({"lat": lat, "lon": lon, "cell": hilbert_cells(lat, lon)}).sort_by("cell").combine_chunks()
     )
     ell = Polygon(points=((10.5, 20.5), (10.5, 21.5), (11.0, 21.5), (11.0, 21.0), (11.5, 21.0), (11.5, 20.5)))
-    rows = [
-        row
-        for start, end, allowed in select(Positions(table), Filter(area=ell))
-        for row in range(start, end)
-        if allowed is None or allowed[row - start]
-    ]
     inside = [
         (10.5 < p["lat"] < 11 and 20.5 < p["lon"] < 21.5) or (10.5 < p["lat"] < 11.5 and 20.5 < p["lon"] < 21)
         for p in table.to_pylist()
     ]
-    assert rows == np.flatnonzero(inside).tolist()
+    assert selected(table, Filter(area=ell)) == np.flatnonzero(inside).tolist()
 
 
 def test_a_filtered_search_equals_a_map_of_the_fulfilling_photos(
@@ -350,8 +348,13 @@ def test_one_photo_of_each_panorama(make_descriptors: Make, make_map: Make, draw
     [
         ({"captured_from": "2016-6"}, "no beginning of a moment"),
         ({"captured_to": "June 2016"}, "no beginning of a moment"),
-        ({"captured_to": "2016-13"}, "no beginning of a moment"),
+        ({"captured_to": "2016-13"}, "captured_to.*does not exist"),
         ({"captured_to": "2016-0630"}, "no beginning of a moment"),
+        ({"captured_to": "2016-06-30T10:00Z"}, "without a zone"),
+        ({"captured_from": "2016-02-30"}, "captured_from.*does not exist"),
+        ({"captured_from": "0000"}, "does not exist"),
+        ({"heading_deg": float("nan")}, "finite number"),
+        ({"area": {"lat": 0, "lon": 0, "radius_m": float("inf")}}, "finite number"),
         ({"area": {"west": 0, "east": 1, "south": 5, "north": 1}}, "lies north of"),
         ({"area": {"points": [[10, 179], [10, -179], [11, -179], [11, 179]]}}, "crosses longitude 180"),
         ({"area": {"points": [[0, 0], [95, 0], [0, 1]]}}, "is no .lat, lon."),
@@ -360,12 +363,5 @@ def test_one_photo_of_each_panorama(make_descriptors: Make, make_map: Make, draw
     ],
 )
 def test_what_is_no_condition_is_refused(asked: Any, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=f"(?s){sentence}"):
         Filter.model_validate(asked)
-
-
-@pytest.mark.parametrize(
-    "moment", ["2016", "2016-06", "2016-06-01", "2016-06-01T10", "2016-06-01T10:30:00.5Z"]
-)
-def test_beginnings_of_moments_are_conditions(moment: str) -> None:
-    assert Filter(captured_from=moment, captured_to=moment).captured_from == moment

@@ -144,6 +144,8 @@ def test_a_writer_killed_before_current_is_completed(city: Any) -> None:
 def test_files_of_ids_that_cannot_be_read_are_named(city: Any, tmp_path: Path) -> None:
     root, _, _ = city
     empty, ragged, numbers = tmp_path / "empty.csv", tmp_path / "ragged.csv", tmp_path / "numbers.parquet"
+    twice = tmp_path / "twice.csv"
+    twice.write_text("image_id,image_id\nphoto-000001,photo-000002\n")
     empty.write_text("")
     ragged.write_text("image_id\nphoto-000001,x\n")
     pq.write_table(pa.table({"image_id": [1, 2]}), numbers)
@@ -151,13 +153,16 @@ def test_files_of_ids_that_cannot_be_read_are_named(city: Any, tmp_path: Path) -
         (empty, "Empty CSV"),
         (ragged, "Expected 1 columns"),
         (numbers, "int64: ids are text"),
+        (twice, "2 columns image_id"),
     ):
         with pytest.raises(MapError, match=f"{file.name}.*{reason}"):
             run_update(root, UpdateConfig(remove_file=str(file)))
     assert versions(root) == ["v0001"]
 
 
-def test_ids_may_be_categories(city: Any, tmp_path: Path) -> None:
+def test_ids_may_be_categories_or_all_null(city: Any, tmp_path: Path) -> None:
     file = tmp_path / "gone.parquet"
+    pq.write_table(pa.table({"image_id": pa.nulls(2)}), file)
+    assert plan_update(city[0], UpdateConfig(remove=("photo-000001",), remove_file=str(file))).removed == 1
     pq.write_table(pa.table({"image_id": pa.array(["photo-000001"]).dictionary_encode()}), file)
     assert plan_update(city[0], UpdateConfig(remove_file=str(file))).removed == 1
