@@ -4,14 +4,14 @@ Source: SelaVPR++, `MulConvAdapter`. It differs in one thing: the grid of patche
 square root of their number, so that an input need not be square.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
-from placeray.model.products import linear
+from placeray.model.products import exact_product, layer_gradients, linear, product
 
 ConvStart = Literal["reference", "small", "random"]
 
@@ -68,10 +68,8 @@ class MultiConvAdapter(nn.Module):
         # One ReLU over all three, so that backward keeps its result once, not before and after the concatenation.
         scales = F.relu(torch.cat([one, three, five], dim=1), inplace=True)
         if not torch.is_grad_enabled():
-            return self._expand(hidden, scales)
-        # Both terms are kept for backward anyway; their sum is added up again there instead of being kept as well.
-        # That takes a sixth off what an adapter keeps, at the price of one addition: checkpoint stops before `up`.
-        return checkpoint(self._expand, hidden, scales, use_reentrant=False, preserve_rng_state=False)
+            return product(_mix(hidden, scales), self.up.weight, self.up.bias)
+        return _Expand.apply(hidden, scales, self.up.weight, self.up.bias)
 
     def _reduce(self, patches: Tensor, grid: tuple[int, int]) -> list[Tensor]:
         """What each branch's 1x1 convolution and batch norm make of patches (B, P, C / 2), before ReLU.
@@ -85,15 +83,6 @@ class MultiConvAdapter(nn.Module):
         # In one piece each, in channels-last order: batch norm is slow on strided channels.
         images = [part.contiguous().unflatten(1, grid).permute(0, 3, 1, 2) for part in parts]
         return [unit.bn(image) for unit, image in zip(units, images, strict=True)]
-
-    def _expand(self, hidden: Tensor, scales: Tensor) -> Tensor:
-        """Hidden tokens (B, T, C / 2) plus what the convolutions made of the patches (B, C / 2, rows, columns)."""
-        from_scales = scales.permute(0, 2, 3, 1).flatten(1, 2)
-        num_prefix = hidden.shape[1] - from_scales.shape[1]
-        mixed = from_scales + hidden[:, num_prefix:]
-        if num_prefix:
-            mixed = torch.cat([2 * hidden[:, :num_prefix], mixed], dim=1)
-        return linear(mixed, self.up.weight, self.up.bias)
 
     @torch.no_grad()
     def initialise(self, conv_start: ConvStart) -> None:
@@ -113,6 +102,46 @@ class MultiConvAdapter(nn.Module):
         for conv in self.modules():
             if isinstance(conv, nn.Conv2d) and conv.bias is not None:
                 _start_convolution(conv.weight, conv.bias, conv_start)
+
+
+class _Expand(torch.autograd.Function):
+    """`up` of hidden tokens (B, T, C / 2) plus what the convolutions made of the patches (B, C / 2, rows, columns).
+
+    Both terms are kept for backward anyway; their sum is added up again there instead of being kept as well. That
+    takes a sixth off what an adapter keeps, at the price of one addition.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, scales: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, scales, weight)
+        return exact_product(_mix(hidden, scales), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        hidden, scales, weight = ctx.saved_tensors  # under autocast the weight is wider than the rest
+        for_weight, for_bias = layer_gradients(grad, _mix(hidden, scales).to(grad.dtype))
+        for_mixed = product(grad, weight.to(grad.dtype).t())
+        num_prefix = hidden.shape[1] - scales.shape[2] * scales.shape[3]
+        for_patches = for_mixed[:, num_prefix:]
+        for_scales = for_patches.unflatten(1, scales.shape[2:]).permute(0, 3, 1, 2)
+        for_hidden = for_mixed
+        if num_prefix:
+            for_hidden = torch.cat([2 * for_mixed[:, :num_prefix], for_patches], dim=1)
+        return (
+            for_hidden.to(hidden.dtype),
+            for_scales.to(scales.dtype),
+            for_weight.to(weight.dtype),
+            for_bias.to(weight.dtype),
+        )
+
+
+def _mix(hidden: Tensor, scales: Tensor) -> Tensor:
+    """Hidden tokens plus the scales at the patches; what stands before these is doubled, like `hidden + hidden`."""
+    from_scales = scales.permute(0, 2, 3, 1).flatten(1, 2)
+    num_prefix = hidden.shape[1] - from_scales.shape[1]
+    mixed = from_scales + hidden[:, num_prefix:]
+    return torch.cat([2 * hidden[:, :num_prefix], mixed], dim=1) if num_prefix else mixed
 
 
 def _start_convolution(weight: Tensor, bias: Tensor, conv_start: ConvStart) -> None:

@@ -4,23 +4,43 @@ torch multiplies float32 matrices by MKL, which on AMD processors with AVX-512 u
 oneDNN, to which torch gives convolutions and bf16, uses all of it: 490 instead of 220 GFLOP/s on two cores of Zen 5
 (docs/results/model.md). There float32 products go to it; everywhere else these functions are torch's own.
 
-What learns is left to torch too: the rounding errors of oneDNN's sums are half as large again (3.7e-7 against 2.5e-7),
-and the third step of a parity fixture then mines another pair. A layer whose product is taken here is not called as a
-module: hooks on it do not run.
+Rounding errors of oneDNN's long sums are half as large again as torch's (3.7e-7 against 2.5e-7), and with them in what
+learns the third step of a parity fixture mines another pair. So forward, what learns is summed in pieces, whose errors
+are those of torch; backward it makes no difference. A layer whose product is taken here is not called as a module:
+hooks on it do not run.
 """
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Products of oneDNN that are summed before the next ones are added to them.
+SUMMED_AT_ONCE = 192
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`F.linear`: (..., n) rows, (m, n) weight, (m,) bias -> (..., m); torch's own where a graph is recorded."""
-    if torch.is_grad_enabled() and any(value.requires_grad for value in (rows, weight, bias)):
-        return F.linear(rows, weight, bias)
-    return product(rows, weight, bias)
+    """`F.linear`: (..., n) rows, (m, n) weight, (m,) bias -> (..., m); by oneDNN differentiable once."""
+    if not (torch.is_grad_enabled() and any(value.requires_grad for value in (rows, weight, bias))):
+        return product(rows, weight, bias)
+    return _Linear.apply(rows, weight, bias) if _goes_to_onednn(rows) else F.linear(rows, weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        return exact_product(rows, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        for_rows = product(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        return for_rows, *layer_gradients(grad, rows)
 
 
 def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
@@ -32,6 +52,40 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: b
         return found.view(*rows.shape[:-1], len(weight))
     result = F.linear(rows, weight, bias)
     return torch.ops.aten.gelu_(result) if gelu else result
+
+
+def exact_product(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`F.linear` outside any graph, with rounding errors no larger than torch's."""
+    if not _goes_to_onednn(rows):
+        return F.linear(rows, weight, bias)
+    num_pieces = -(-weight.shape[1] // SUMMED_AT_ONCE)
+    # Pieces in memory of their own: oneDNN is a thousand times slower on strided rows.
+    of_rows = [piece.contiguous() for piece in rows.flatten(0, -2).chunk(num_pieces, dim=1)]
+    of_weight = [piece.contiguous() for piece in weight.chunk(num_pieces, dim=1)]
+    total = torch.ops.mkldnn._linear_pointwise(of_rows[0], of_weight[0], bias, "none", [], "")
+    for some, others in zip(of_rows[1:], of_weight[1:], strict=True):
+        total = torch.ops.mkldnn._linear_pointwise.binary(some, total, others, None, "add")
+    # Not a view to autograd, like the result of `F.linear`: the caller may change it in place.
+    return torch.ops.aten._unsafe_view(total, (*rows.shape[:-1], len(weight)))
+
+
+def layer_gradients(grad: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the weight (m, n) and bias (m,) of a linear layer: (..., m) of its result, (..., n) what came in."""
+    grad, rows = grad.flatten(0, -2), rows.flatten(0, -2)
+    if not _goes_to_onednn(grad):
+        return grad.t() @ rows, grad.sum(0)
+    weight = grad.new_empty(grad.shape[1], rows.shape[1], 1, 1)
+    # As a 1x1 convolution over one image: oneDNN sums over rows a third faster there than in a product.
+    _, for_weight, for_bias = torch.ops.aten.convolution_backward(
+        _as_image(grad), _as_image(rows), weight, [len(weight)],
+        [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, True],
+    )  # fmt: skip
+    return for_weight.flatten(1), for_bias
+
+
+def _as_image(rows: Tensor) -> Tensor:
+    """Rows (N, C) as an image (1, C, N, 1) in channels-last order, over the same memory where they are contiguous."""
+    return rows.contiguous()[None, :, None].permute(0, 3, 1, 2)
 
 
 def _goes_to_onednn(rows: Tensor) -> bool:
