@@ -14,6 +14,8 @@ Floats = npt.NDArray[np.float64]
 Texts = npt.NDArray[np.str_]
 
 EARTH_RADIUS_M = 6_371_008.8
+# A circle's rim is this wide and belongs to it: distances computed in two ways differ by less.
+RIM_M = 1e-6
 _BANDS = np.array(list("CDEFGHJKLMNPQRSTUVWX"))  # 8 degrees each from -80, X is 12 degrees high
 
 

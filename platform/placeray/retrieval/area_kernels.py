@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from placeray.geo import EARTH_RADIUS_M
+from placeray.geo import EARTH_RADIUS_M, RIM_M
 from placeray.retrieval.cells import LEVEL, quadrants
 from placeray.retrieval.filters import EDGE, INSIDE, OUTSIDE
 from placeray.retrieval.intrinsics import compiled, fetch, read_u8
@@ -159,7 +159,7 @@ def mark_run(plane: Any, lat: Any, lon: Any, start: int, end: int, inside: Any, 
         return
     for i in range(len(lats)):
         if lower <= squared(plane, lats[i], lons[i]) <= upper:
-            marks[i] = sphere_m(plane, lats[i], lons[i]) <= plane.radius_m
+            marks[i] = sphere_m(plane, lats[i], lons[i]) <= plane.radius_m + RIM_M
 
 
 @compiled

@@ -6,6 +6,7 @@ are checked photo by photo inside these runs. Filters are exact; a photo that la
 position, no heading, no time) does not fulfil it.
 """
 
+from datetime import date
 from itertools import pairwise
 from types import ModuleType
 from typing import Any, NamedTuple, Self
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from placeray.config import Config
-from placeray.geo import EARTH_RADIUS_M, distance_m
+from placeray.geo import EARTH_RADIUS_M, RIM_M, distance_m
 from placeray.retrieval import popcount_scan
 from placeray.retrieval.cells import LEVEL, NO_POSITION, curve_cells
 from placeray.retrieval.moments import first_moment, last_moment, surely_between
@@ -82,7 +83,7 @@ class Circle(Config):
 
     def _contains_on_sphere(self, lat: Floats, lon: Floats) -> Mask:
         """Which positions (n,) lie inside, by great-circle distance."""
-        inside: Mask = distance_m(lat, lon, self.lat, self.lon) <= self.radius_m
+        inside: Mask = distance_m(lat, lon, self.lat, self.lon) <= self.radius_m + RIM_M
         return inside
 
     def _plane_m(self, lat: Floats, lon: Floats) -> Floats:
@@ -188,7 +189,7 @@ class Polygon(Config):
 
     def contains(self, lat: Floats, lon: Floats) -> Mask:
         """Which positions (n,) lie inside: an odd number of edges lies east of them."""
-        inside = np.zeros(len(lat), dtype=np.bool_)
+        inside, lon = np.zeros(len(lat), dtype=np.bool_), np.where(lon == 180, -180, lon)
         for (lat1, lon1), (lat2, lon2) in self._edges():
             if lat1 != lat2:
                 crosses = (lat1 > lat) != (lat2 > lat)
@@ -196,9 +197,11 @@ class Polygon(Config):
         return inside
 
     def bounds(self) -> list[Bounds]:
-        """The box around it."""
+        """The box around it, and longitude 180 where it begins at -180, which is the same."""
         lat, lon = np.array(self.points).T
-        return [(float(lon.min()), float(lat.min()), float(lon.max()), float(lat.max()))]
+        south, north = float(lat.min()), float(lat.max())
+        around = [(float(lon.min()), south, float(lon.max()), north)]
+        return [*around, (180.0, south, 180.0, north)] if lon.min() == -180 else around
 
     def classify(self, west: Floats, south: Floats, east: Floats, north: Floats) -> Places:
         """Where boxes (n,) lie: where no edge comes near, their middle decides."""
@@ -206,6 +209,8 @@ class Polygon(Config):
         for (lat1, lon1), (lat2, lon2) in self._edges():
             beside = (max(lon1, lon2) < west) | (min(lon1, lon2) > east)
             clear &= beside | (max(lat1, lat2) < south) | (min(lat1, lat2) > north)
+        if len(self.bounds()) > 1:
+            clear &= east < 180
         inside = self.contains((south + north) / 2, (west + east) / 2)
         return np.where(clear, np.where(inside, INSIDE, OUTSIDE), EDGE)
 
@@ -225,6 +230,14 @@ class Filter(Config):
         default=None, description="ISO 8601 prefix such as 2016 or 2016-06; the first moment it may mean"
     )
     captured_to: str | None = Field(default=None, description="likewise, the last moment it may mean")
+
+    @field_validator("captured_from", "captured_to", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any) -> Any:
+        """YAML makes a number of 2016, a date of 2016-06-12 and a datetime of what is longer."""
+        if isinstance(value, date):
+            return value.isoformat()
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("captured_from", "captured_to")
     @classmethod

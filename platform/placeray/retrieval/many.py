@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from placeray.contracts import table_schema, validate_table
-from placeray.errors import MapError
+from placeray.errors import DataError, MapError
 from placeray.retrieval.answers import SearchResult
 from placeray.retrieval.filters import Circle, Filter
 from placeray.retrieval.matched import MATCHES_READ, Confidence, cosines, known, values_at
@@ -42,6 +42,7 @@ class SearchConfig(PositionConfig):
     near_m: float | None = Field(
         default=None,
         gt=0,
+        allow_inf_nan=False,
         description="only map photos this near to the query's own recorded position (a GPS prior), in metres",
     )
     one_per_panorama: bool = Field(default=False, description="only the best photo of each panorama")
@@ -157,11 +158,16 @@ def matches_to_read(
 def _conditions(queries: pa.Table, config: SearchConfig) -> Filter | Sequence[Filter] | None:
     if config.near_m is None:
         return None if config.filter.is_empty else config.filter
+    places = _places(queries)
+    wrong = np.flatnonzero((np.abs(places) > (90.0, 180.0)).any(axis=1))
+    if len(wrong):
+        name, (lat, lon) = queries["image_id"][int(wrong[0])].as_py(), places[wrong[0]].tolist()
+        raise DataError(f"query {name} was recorded at ({lat}, {lon}), which is no (lat, lon) in degrees")
     return [
         config.filter
         if np.isnan(lat) or np.isnan(lon)
         else config.filter.model_copy(update={"area": Circle(lat=lat, lon=lon, radius_m=config.near_m)})
-        for lat, lon in _places(queries).tolist()
+        for lat, lon in places.tolist()
     ]
 
 

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -302,8 +303,8 @@ class PlaceMap:
         if self._closed:
             raise MapError(f"{self._where} is closed: open it again to search it")
         for name, count in counts.items():
-            if count is not None and count < 1:
-                raise MapError(f"{name}={count}: at least 1")
+            if count is not None and not (isinstance(count, Integral) and 1 <= count < 2**31):
+                raise MapError(f"{name}={count}: a whole number from 1 to 2**31 - 1 is wanted")
         for name, value, known in (("mode", mode, get_args(Mode)), ("engine", engine, get_args(Engine))):
             if value not in known:
                 raise MapError(f"{name}={value!r} is none of {', '.join(known)}")

@@ -41,14 +41,15 @@ def checked_queries(
         )
     if codes is not None and descriptors is not None and len(codes) != len(descriptors):
         raise MapError(f"{len(codes)} codes and {len(descriptors)} descriptors are not of the same queries")
-    if descriptors is not None and not np.isfinite(descriptors).all():
-        raise MapError("some query descriptors are not finite: describe the queries again")
     if codes is not None and codes.dtype != np.uint8:
         raise MapError(
             f"the query codes are {codes.dtype}: pack their bits into bytes, as numpy.packbits does"
         )
     packed = None if codes is None else np.ascontiguousarray(codes)
-    floats = None if descriptors is None else np.ascontiguousarray(descriptors, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        floats = None if descriptors is None else np.ascontiguousarray(descriptors, dtype=np.float32)
+    if floats is not None and not np.isfinite(floats).all():
+        raise MapError("some query descriptors are not finite in float32: describe the queries again")
     return packed, floats
 
 

@@ -239,7 +239,8 @@ def _ids_of(root: str, entry: Mapping[str, Any]) -> pa.Array:
 def _read_ids(uri: str) -> list[str]:
     suffix = Path(uri).suffix.lower()
     if suffix not in (".parquet", ".csv"):
-        return [line.strip() for line in storage.read_text(uri).splitlines() if line.strip()]
+        lines = storage.read_text(uri).removeprefix("\ufeff").splitlines()
+        return [line.strip() for line in lines if line.strip()]
     try:
         table = storage.read_table(uri) if suffix == ".parquet" else _read_csv(uri)
     except pa.ArrowInvalid as error:

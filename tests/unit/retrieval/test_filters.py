@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from placeray.config import load_config
 from placeray.errors import MapError
 from placeray.geo import EARTH_RADIUS_M, distance_m
 from placeray.retrieval import first_stage, popcount_scan
@@ -178,6 +179,36 @@ def test_a_box_nearly_round_the_world_leaves_out_what_it_should() -> None:
     expected = [row for row, photo in enumerate(table.to_pylist()) if not 160 < photo["lon"] < 170]
     expected = [row for row in expected if abs(table["lat"][row].as_py()) <= 40]
     assert selected(table, wanted) == expected
+
+
+def test_longitude_180_belongs_to_the_polygon_east_of_it_however_it_is_written() -> None:
+    east = Polygon(points=((-5, -180), (-5, -170), (5, -170), (5, -180)))
+    west = Polygon(points=((-5, 170), (-5, 180), (5, 180), (5, 170)))
+    lat, lon = np.array([0.0, 1.0, 2.0, 3.0, 9.0]), np.array([180.0, -180.0, -175.0, 175.0, 180.0])
+    table = (
+        pa.table({"lat": lat, "lon": lon, "cell": hilbert_cells(lat, lon)}).sort_by("cell").combine_chunks()
+    )
+    for area, expected in ((east, [0.0, 1.0, 2.0]), (west, [3.0])):
+        rows = selected(table, Filter(area=area))
+        assert sorted(table["lat"].take(rows).to_pylist()) == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), spread=st.sampled_from([1e-4, 0.01, 0.5]))
+def test_a_photo_on_the_rim_lies_inside_by_every_path(seed: int, spread: float) -> None:
+    rng = np.random.default_rng(seed)
+    lat, lon = 47 + spread * rng.uniform(-1, 1, 50), 8 + spread * rng.uniform(-1, 1, 50)
+    table = (
+        pa.table({"lat": lat, "lon": lon, "cell": hilbert_cells(lat, lon)}).sort_by("cell").combine_chunks()
+    )
+    radius = float(distance_m(lat[:1], lon[:1], 47.0, 8.0)[0])
+    wanted = Filter(area=Circle(lat=47.0, lon=8.0, radius_m=radius))
+    found = []
+    for loops in (True, False):
+        with compiled_loops(loops):
+            found.append(selected(table, wanted))
+    assert found[0] == found[1]
+    assert lat[0] in table["lat"].take(found[0]).to_pylist()
 
 
 def test_a_polygon_holds_what_lies_inside() -> None:
@@ -365,3 +396,9 @@ def test_one_photo_of_each_panorama(make_descriptors: Make, make_map: Make, draw
 def test_what_is_no_condition_is_refused(asked: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=f"(?s){sentence}"):
         Filter.model_validate(asked)
+
+
+@pytest.mark.parametrize("written", ["2016", "2016-06", "2016-06-12", "2016-06-12T09:30:00", "'2016'"])
+def test_times_may_be_written_as_yaml_reads_them(written: str) -> None:
+    config = load_config(Filter, None, [f"captured_from={written}"])
+    assert config.captured_from == written.strip("'")

@@ -148,6 +148,7 @@ def test_a_calibration_sees_its_depth_whatever_is_returned(town):
         ({"top_k": 9, "shortlist": 5}, "shortlist=5 is smaller than top_k=9"),
         ({"near_m": 9, "filter": {"area": {"lat": 1, "lon": 1, "radius_m": 5}}}, "give one"),
         ({"near_m": 9, "mode": "ivf"}, "not with mode: ivf"),
+        ({"near_m": float("inf")}, "finite number"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(values, words):

@@ -167,6 +167,7 @@ def test_queries_that_do_not_fit_are_refused(
             ((codes[:2], floats[:3]), "not of the same queries"),
             ((None, floats[:2]), "pass those of the queries"),
             ((codes[:2], floats[:2] * np.nan), "not finite"),
+            ((codes[:2], np.full((2, floats.shape[1]), 1e39)), "not finite in float32"),
         ]:
             with pytest.raises(MapError, match=message):
                 place_map.search(*bad, top_k=1)
@@ -214,9 +215,11 @@ def test_what_no_search_can_do_is_refused(make_descriptors: Make, make_map: Make
     codes, floats = draw_random(np.random.default_rng(0), 20, 64, 8)
     with PlaceMap.open(make_map(make_descriptors(codes, floats))) as place_map:
         for asked, sentence in (
-            ({"top_k": -1}, "top_k=-1: at least 1"),
-            ({"top_k": 1, "shortlist": 0}, "shortlist=0: at least 1"),
-            ({"top_k": 1, "nprobe": 0}, "nprobe=0: at least 1"),
+            ({"top_k": -1}, "top_k=-1: a whole number from 1"),
+            ({"top_k": 5.0}, "top_k=5.0: a whole number"),
+            ({"top_k": 2**62}, "a whole number from 1 to"),
+            ({"top_k": 1, "shortlist": 0}, "shortlist=0: a whole number from 1"),
+            ({"top_k": 1, "nprobe": 0}, "nprobe=0: a whole number from 1"),
             ({"top_k": 1, "mode": "fast"}, "mode='fast' is none of auto, exact, ivf"),
             ({"top_k": 1, "engine": "cuda"}, "engine='cuda' is none of auto"),
         ):

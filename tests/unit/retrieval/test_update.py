@@ -160,6 +160,12 @@ def test_files_of_ids_that_cannot_be_read_are_named(city: Any, tmp_path: Path) -
     assert versions(root) == ["v0001"]
 
 
+def test_a_byte_order_mark_is_no_part_of_an_id(city: Any, tmp_path: Path) -> None:
+    file = tmp_path / "gone.txt"
+    file.write_text("\ufeffphoto-000001\n")
+    assert plan_update(city[0], UpdateConfig(remove_file=str(file))).removed == 1
+
+
 def test_ids_may_be_categories_or_all_null(city: Any, tmp_path: Path) -> None:
     file = tmp_path / "gone.parquet"
     pq.write_table(pa.table({"image_id": pa.nulls(2)}), file)
