@@ -145,7 +145,8 @@ def _local_sizes(full: str) -> Iterator[tuple[str, int]]:
 
 def _walk_local(full: str) -> Iterator[list[str]]:
     def fail(error: OSError) -> None:
-        raise error
+        if not isinstance(error, FileNotFoundError) or error.filename == full:
+            raise error  # a folder below may be deleted meanwhile
 
     for folder, below, names in os.walk(full, followlinks=True, onerror=fail):
         below[:] = sorted(name for name in below if not _leads_back(full, folder, name))

@@ -33,6 +33,7 @@ from placeray.model.selavpr import ModelConfig, build_model
 from placeray.retrieval.many import SearchConfig
 from placeray.retrieval.place_map import PlaceMap
 from placeray.retrieval.plan import IndexConfig
+from placeray.retrieval.prune import prune
 from placeray.retrieval.update import UpdateConfig
 
 PLACES = 14
@@ -288,6 +289,9 @@ def test_a_map_is_kept_current(described: Path, tmp_path: Path) -> None:
     _, again = update_map(change, output, queries)
     assert "already finished, nothing to do" in again
     # Building the same map again does not undo its update.
+    rebuilt = build_index(IndexConfig(rows_per_shard=5), database, output)
+    assert (rebuilt.already_finished, rebuilt.manifest["version"]) == (True, "v0002")
+    prune(output, 1)  # nor when the version that was built is gone
     rebuilt = build_index(IndexConfig(rows_per_shard=5), database, output)
     assert (rebuilt.already_finished, rebuilt.manifest["version"]) == (True, "v0002")
     with pytest.raises(MapError, match=f"has {PLACES} of the added photos already"):

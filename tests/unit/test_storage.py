@@ -158,3 +158,15 @@ def test_a_folder_without_manifest_is_unfinished(tmp_path: Path) -> None:
 def test_local_path_refuses_object_stores() -> None:
     with pytest.raises(StorageError, match="object store"):
         storage.local_path("s3://bucket/map")
+
+
+def test_a_folder_that_goes_while_its_neighbours_are_listed_is_left_out(tmp_path: Path) -> None:
+    for name in "abc":
+        storage.write_text(f"{tmp_path}/{name}/file", name)
+    walk = storage.walk_files(str(tmp_path))
+    assert next(walk) == []
+    (tmp_path / "b" / "file").unlink()
+    (tmp_path / "b").rmdir()
+    assert list(walk) == [["a/file"], ["c/file"]]
+    with pytest.raises(StorageError, match="no such folder"):
+        list(storage.walk_files(f"{tmp_path}/b"))

@@ -87,8 +87,8 @@ def build_index(
     """Build the map of a finished descriptors folder, or a new version of it.
 
     Nothing is done when the current version was built from the same descriptors with the same settings, or is an update
-    of that, and all files are there; missing files are made again. An older version so built is published once more,
-    as the newest.
+    of that, and all files are there; missing files of the build are made again. An older such version is published
+    once more, as the newest.
 
     Args:
         queries: descriptors of held-out queries that inverted lists are calibrated with; photos of the map when None.
@@ -122,7 +122,7 @@ def build_index(
     num_lists = wanted_lists(config, complete)
     if num_lists:
         quantizer = learn_quantizer(output, complete, num_lists)
-        runs = plan_runs({**complete, "index": existing["index"]} if existing else complete, quantizer)
+        runs = plan_runs(existing or complete, quantizer)
         write_lists(output, runs, num_workers=num_workers, num_cpus=num_cpus)
         if existing is None:
             asked = None if queries is None else queries_of_descriptors(queries, complete)

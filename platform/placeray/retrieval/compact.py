@@ -37,7 +37,7 @@ from placeray.retrieval.plan import sorted_order
 from placeray.retrieval.publishing import publish_whole
 from placeray.retrieval.shard import Shard
 from placeray.retrieval.tombstones import live_mask
-from placeray.retrieval.update import refresh_index, with_entries
+from placeray.retrieval.update import origin_of, refresh_index, with_entries
 
 Rows = NDArray[np.int64]
 ROWS_AT_ONCE = 65_536
@@ -77,8 +77,8 @@ def compact(root: str, *, max_dead: float = 0.2, max_overlap: float = 0.2) -> Ma
     ordered = sorted([*kept, *new], key=lambda entry: (entry["shard"]["cells"], entry["shard"]["shard_id"]))
     manifest = with_entries(parent, ordered, [])
     manifest["build_key"] = fingerprint([parent["build_key"], "compact", max_dead, max_overlap])
-    if "update" in parent:  # the last update is still in: running it again does nothing
-        manifest["update"] = parent["update"]
+    # The last update is still in: running it again does nothing.
+    manifest["update"] = {**parent.get("update", {}), **origin_of(parent)}
     manifest = refresh_index(root, manifest)
     return publish_whole(root, manifest, parent=parent["version"])
 

@@ -145,10 +145,14 @@ def is_finished(folder: Path) -> bool:
 
 
 def verify(folder: Path) -> None:
-    """Read every file again. Raises MapError naming the first one whose bytes have changed."""
+    """Read every file again. Raises MapError naming the first one that is gone or whose bytes have changed."""
     name = QUANTIZER_FILE if (folder / QUANTIZER_FILE).is_file() else LISTS_FILE
     for file, found in _record(folder, name)["files"].items():
-        if not (folder / file).is_file() or checksum(folder / file) != found["xxh3_128"]:
+        try:
+            digest = checksum(folder / file)
+        except OSError as error:  # it may have gone with its version
+            raise MapError(f"{folder / file} cannot be read ({error.strerror}): {_ADVICE}") from None
+        if digest != found["xxh3_128"]:
             raise MapError(f"{folder / file} has other bytes than when it was built: {_ADVICE}")
 
 

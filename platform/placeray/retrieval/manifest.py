@@ -12,6 +12,7 @@ giving wrong ones. Unknown keys elsewhere are additions that a reader may ignore
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -37,12 +38,31 @@ def fingerprint(value: Any) -> str:
 
 def versions(root: str) -> list[str]:
     """The published versions of a map, oldest first; empty when there is no map."""
-    if not storage.exists(root):
-        return []
-    start = len(storage.resolve(root)) + 1  # other maps may lie in folders below this one
-    found = [uri[start:] for uri in storage.list_files(root, f"/{storage.MANIFEST}")]
-    names = [path.removesuffix(f"/{storage.MANIFEST}") for path in found]
+    full = storage.resolve(root)
+    if not storage.is_remote(full):
+        names = _local_names(full)
+    elif storage.exists(root):
+        start = len(full) + 1  # other maps may lie in folders below this one
+        found = [uri[start:] for uri in storage.list_files(root, f"/{storage.MANIFEST}")]
+        names = [path.removesuffix(f"/{storage.MANIFEST}") for path in found]
+    else:
+        names = []
     return sorted((name for name in names if _VERSION.fullmatch(name)), key=lambda name: int(name[1:]))
+
+
+def _local_names(full: str) -> list[str]:
+    """The versions right below a local folder; shards are not looked at, others may be deleting them."""
+    try:
+        names = os.listdir(full)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise StorageError(f"{full}: {error.strerror}") from None
+    return [
+        name
+        for name in names
+        if _VERSION.fullmatch(name) and storage.is_file(storage.join(full, name, storage.MANIFEST))
+    ]
 
 
 def current_version(root: str) -> str:
@@ -161,13 +181,17 @@ def compose(plan: Mapping[str, Any], shards: list[dict[str, Any]]) -> Manifest:
 
 
 def find_build(root: str, build_key: str) -> str | None:
-    """The newest version that was built from the same inputs with the same settings, or None."""
+    """The newest version that was built from the same inputs with the same settings, or is an update of that; or None.
+
+    The build itself may have been pruned: an update remembers its key.
+    """
     for name in reversed(versions(root)):
         try:
-            if read_map_manifest(root, name)["build_key"] == build_key:
-                return name
+            manifest = read_map_manifest(root, name)
         except MapError:
             continue  # a damaged old version is no reason not to publish a new one
+        if build_key in (manifest["build_key"], manifest.get("update", {}).get("build_key")):
+            return name
     return None
 
 

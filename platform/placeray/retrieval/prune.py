@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,12 +61,12 @@ def _prune(root: str, keep_versions: int, force: bool) -> Pruned:
         freed.update(entry["tombstones"]["path"] for entry in manifest["shards"] if "tombstones" in entry)
         freed.update(manifest["index"].get("files", []))
     for name in old:
-        shutil.rmtree(folder / name)
+        _delete(folder / name)
     gone = []
     for path in _candidates(folder):
         relative = path.relative_to(folder).as_posix()
         if relative not in needed and (force or relative in freed or time.time() - _newest(path) > MIN_AGE_S):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _delete(path)
             gone.append(relative)
     return Pruned(old, gone)
 
@@ -78,5 +79,16 @@ def _candidates(folder: Path) -> list[Path]:
 
 
 def _newest(path: Path) -> float:
-    """When a file, or the last file of a folder, was written."""
-    return max(item.stat().st_mtime for item in (path, *(path.rglob("*") if path.is_dir() else ())))
+    """When a file, or the last file of a folder, was written; now, where one goes meanwhile: its writer renames it."""
+    try:
+        return max(item.stat().st_mtime for item in (path, *(path.rglob("*") if path.is_dir() else ())))
+    except FileNotFoundError:
+        return time.time()
+
+
+def _delete(path: Path) -> None:
+    """Delete a file or folder, also while a writer renames what is in it."""
+    while path.is_dir():
+        with suppress(FileNotFoundError):  # gone meanwhile, the rest may be there
+            shutil.rmtree(path)
+    path.unlink(missing_ok=True)

@@ -49,9 +49,13 @@ class Shard:
         return Positions(self.table)
 
     def verify(self) -> None:
-        """Read every file again. Raises MapError naming the first one whose bytes have changed."""
+        """Read every file again. Raises MapError naming the first one that is gone or whose bytes have changed."""
         for name, file in self.record["files"].items():
-            if checksum(self.folder / name) != file["xxh3_128"]:
+            try:
+                found = checksum(self.folder / name)
+            except OSError as error:  # it may have gone with its version
+                raise MapError(f"{self.folder / name} cannot be read ({error.strerror}): {ADVICE}") from None
+            if found != file["xxh3_128"]:
                 raise MapError(
                     f"{self.folder / name} has other bytes than when it was built: the map is damaged, {ADVICE}"
                 )

@@ -128,14 +128,20 @@ def finish_update(plan: UpdatePlan, shards: Sequence[dict[str, Any]]) -> Manifes
     manifest = with_entries(plan.parent, entries, shards)
     manifest["build_key"] = fingerprint([plan.parent["build_key"], plan.request])
     manifest["update"] = {
-        "build": plan.parent.get("update", {}).get(
-            "build", plan.parent["version"]
-        ),  # that all updates go back to
+        **origin_of(plan.parent),
         "request": plan.request,
         "removed": plan.removed,
         "replaced": plan.replaced,
     }
     return publish_whole(plan.root, refresh_index(plan.root, manifest), parent=plan.parent["version"])
+
+
+def origin_of(parent: Manifest) -> dict[str, str]:
+    """Version and key of the build that all updates and compactions of a map go back to; prune may delete the version,
+    the key stays.
+    """
+    before = parent.get("update", {"build": parent["version"], "build_key": parent["build_key"]})
+    return {key: before[key] for key in ("build", "build_key") if key in before}  # older ones have no key
 
 
 def refresh_index(root: str, manifest: Manifest) -> Manifest:
