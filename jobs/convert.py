@@ -10,8 +10,8 @@ from placeray.jobspecs.convert import ConvertJob
 from placeray.model.card import bare_card
 from placeray.model.checkpoint import (
     LoadedModel,
-    export_weights,
     load_checkpoint,
+    published_weights,
     save_checkpoint,
     write_weights,
 )
@@ -25,11 +25,12 @@ def main() -> None:
     print("\n".join(inspect(loaded)))
     if job.output is None:
         return
+    model_id = loaded.model_id
     if job.form == "folder":
-        save_checkpoint(job.output, loaded.model, card_for(loaded, job))
+        model_id = save_checkpoint(job.output, loaded.model, card_for(loaded, job))
     else:
-        write_weights(job.output, export_weights(loaded.model), data_parallel=job.form == "hub")
-    print(f"convert: read {job.checkpoint}, wrote {job.output} ({job.form}; model {loaded.model_id[:12]})")
+        write_weights(job.output, published_weights(loaded.model), data_parallel=job.form == "hub")
+    print(f"convert: read {job.checkpoint}, wrote {job.output} ({job.form}; model {model_id[:12]})")
 
 
 def card_for(loaded: LoadedModel, job: ConvertJob) -> dict[str, object]:

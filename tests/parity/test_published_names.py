@@ -1,6 +1,8 @@
 """Weights go in and come out under their published names, for every variant that was published."""
 
 import json
+import random
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -53,6 +55,27 @@ def test_one_error_names_everything_that_does_not_fit(file: Path) -> None:
     for name in (*missing, "linear9.weight", "backbone.patch_embed.proj.bias is (3,) and should be"):
         assert name in str(error.value)
     assert len(missing) >= 2
+
+
+@pytest.mark.parametrize("file", KEY_LISTS, ids=lambda file: file.stem.removeprefix("keys_"))
+def test_whatever_is_missing_is_named(file: Path) -> None:
+    """Also what a variant is recognised by: names of the heads, of the first layers and of the last adapter."""
+    weights = different_constants(file)
+    heads = [name for name in weights if not name.startswith("backbone.")]
+    last = [name for name in weights if name.startswith("backbone.adapters") and ".D_fc" in name][-1]
+    chosen = random.Random(file.stem).sample(heads, 4)
+    for name in (*chosen, last, "backbone.patch_embed.proj.weight", "backbone.cls_token"):
+        others = {other: value for other, value in weights.items() if other != name}
+        with pytest.raises(CheckpointError, match=f"1 missing: {re.escape(name)}$"):
+            load_weights(recognise(others), others)
+
+
+def test_a_missing_adapter_is_no_other_model() -> None:
+    weights = different_constants(KEY_LISTS[0])
+    depth = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("backbone.adapters"))
+    others = {name: value for name, value in weights.items() if f"adapters.{depth - 1}." not in name}
+    with pytest.raises(CheckpointError, match=rf"missing: backbone\.adapters\.{depth - 1}\."):
+        load_weights(recognise(others), others)
 
 
 def test_a_real_file_round_trips(checkpoint_file: str, detgen: ModuleType) -> None:

@@ -2,30 +2,15 @@
 
 import hashlib
 import io
-import struct
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
 import PIL.Image
-from PIL import ExifTags
 from pydantic import Field
 
 from placeray import storage
 from placeray.config import Config
-
-# What Pillow raises for bytes that are no image, and for tags that cannot be read.
-NO_IMAGE = (OSError, PIL.Image.DecompressionBombError, SyntaxError, ValueError, IndexError, EOFError)
-BROKEN_TAGS = (*NO_IMAGE, struct.error, KeyError, TypeError)
-_TURNS = {  # by the orientation in EXIF
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
-}
+from placeray.pictures import upright_rgb
 
 
 class PhotoStorage(Config):
@@ -121,27 +106,10 @@ def check_photo(data: bytes, config: PhotoStorage) -> PhotoBytes | Rejection:
 def _shrink(image: PIL.Image.Image, config: PhotoStorage) -> tuple[bytes, int, int]:
     """A small JPEG. It has no EXIF, so it is turned upright; whoever reads an original does that by its EXIF."""
     assert config.max_side_px is not None
-    image.load()
-    turn = _turn_upright(image)
-    if turn is not None:
-        image = image.transpose(turn)
-    if image.mode.startswith("I"):  # 16 bits of grey, of which `convert` would cut off all that is above 255
-        image = PIL.Image.fromarray(np.clip(np.asarray(image, dtype=np.int64) >> 8, 0, 255).astype(np.uint8))
-    scale = config.max_side_px / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    colour = image if image.mode == "RGB" else image.convert("RGB")
+    colour = upright_rgb(image)
+    scale = config.max_side_px / max(colour.size)
+    size = (max(1, round(colour.width * scale)), max(1, round(colour.height * scale)))
     small = colour.resize(size, PIL.Image.Resampling.LANCZOS)
     sink = io.BytesIO()
     small.save(sink, "JPEG", quality=config.jpeg_quality)
     return sink.getvalue(), *size
-
-
-def _turn_upright(image: PIL.Image.Image) -> PIL.Image.Transpose | None:
-    """What makes a photo upright; None where nothing does, also for a good photo with broken tags.
-
-    `ImageOps.exif_transpose` turns the same way, but it writes all tags anew and fails where one of them is broken.
-    """
-    try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except BROKEN_TAGS:
-        return None

@@ -12,10 +12,10 @@ from pydantic import Field
 
 from placeray import storage
 from placeray.datasets import photos
-from placeray.datasets.photo_bytes import BROKEN_TAGS, NO_IMAGE
 from placeray.datasets.photos import Draft
 from placeray.datasets.source import CellPlaces, Listing, SourceBase, SplitName
 from placeray.errors import DataError
+from placeray.pictures import BROKEN_TAGS, NO_IMAGE
 
 _HEADER_BYTES = 256 << 10  # holds the tags of nearly every photo; of an object store no more is read
 _READ_THREADS = 8

@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps
+from PIL import Image
 
 from placeray import storage
 from placeray.errors import StorageError
+from placeray.pictures import BROKEN_TAGS, upright_rgb
 
 
 def load_photos(folders: Sequence[str], image_ids: Collection[str]) -> dict[str, bytes]:
@@ -53,9 +54,9 @@ def thumbnail(image: bytes, *, width_px: int, quality: int = 78) -> bytes | None
     try:
         with Image.open(io.BytesIO(image)) as picture:
             picture.draft("RGB", (width_px, width_px))
-            small = ImageOps.exif_transpose(picture).convert("RGB")
+            small = upright_rgb(picture)
             small.thumbnail((width_px, width_px), Image.Resampling.LANCZOS)
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except BROKEN_TAGS:
         return None
     out = io.BytesIO()
     small.save(out, "JPEG", quality=quality, optimize=True)

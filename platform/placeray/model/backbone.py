@@ -10,6 +10,7 @@ from typing import Any, Self
 import timm
 import torch
 from pydantic import Field
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -126,7 +127,7 @@ class Backbone(nn.Module):
         """
         height, width = images.shape[-2:]
         patch_h, patch_w = self.patch_px
-        if height % patch_h or width % patch_w:
+        if height % patch_h or width % patch_w or not height * width:
             raise ConfigError(
                 f"the input is {height} x {width} pixels; its sides must be multiples of the patch size "
                 f"({patch_h} x {patch_w}), as {height // patch_h * patch_h} x {width // patch_w * patch_w}"
@@ -224,14 +225,22 @@ def _create_vit(config: BackboneConfig, pretrained: bool = False) -> VisionTrans
     sizes = {key: value for key, value in wanted.items() if value is not None}
     try:
         vit = timm.create_model(name, num_classes=0, dynamic_img_size=True, pretrained=pretrained, **sizes)
-    except TypeError as error:
+    except (TypeError, RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"{name} cannot be a backbone, placeray needs a VisionTransformer: {error}"
+            f"{name} cannot be a backbone with {sizes}: {error or type(error).__name__}"
         ) from None
     if not isinstance(vit, VisionTransformer) or vit.pos_embed is None:
         raise ConfigError(
             f"{name} cannot be a backbone, placeray needs a VisionTransformer with learned absolute positions; "
             f"it is a {type(vit).__name__}"
+        )
+    if getattr(vit, "dist_token", None) is not None or isinstance(vit.norm, nn.Identity):
+        raise ConfigError(
+            f"{name} cannot be a backbone: it has a distillation token, or no norm behind its blocks (a *_gap_* model)"
+        )
+    if type(vit.patch_embed) is not PatchEmbed:
+        raise ConfigError(
+            f"{name} cannot be a backbone: its patches come from a {type(vit.patch_embed).__name__}"
         )
     return vit
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from placeray import storage
 from placeray.contracts import validate_document
-from placeray.errors import CheckpointError
+from placeray.errors import CheckpointError, PlacerayError
 from placeray.model.backbone import Backbone
 from placeray.model.card import CARD_CONTRACT, CARD_FILE, WEIGHTS_FILE, read_card
 from placeray.model.preprocess import REFERENCE, PreprocessConfig
@@ -116,6 +116,44 @@ def load_weights(config: ModelConfig, weights: Mapping[str, Tensor], what: str =
 def export_weights(model: SelaVPR) -> dict[str, Tensor]:
     """The weights of a model on the CPU under their published names."""
     return {_published(name, model.config): value.cpu() for name, value in model.state_dict().items()}
+
+
+def published_weights(model: SelaVPR) -> dict[str, Tensor]:
+    """The same, for a file without a card: whoever reads it has only names and shapes to know the model by.
+
+    Raises:
+        CheckpointError: it would be read as another model.
+    """
+    weights = export_weights(model)
+    try:
+        with torch.device("meta"):
+            known = recognise(weights)
+            read = SelaVPR(known, Backbone(known.backbone))
+        check_weights(
+            weights, {_published(name, known): value for name, value in read.state_dict().items()}, "it"
+        )
+        ours, theirs = _untold(model), _untold(read)
+        different = [name for name in ours if ours[name] != theirs[name]]
+    except PlacerayError as error:
+        different = [str(error)]
+    if different:
+        raise CheckpointError(
+            f"a published file cannot say what this model is ({'; '.join(different)}): write it with form=folder"
+        )
+    return weights
+
+
+def _untold(model: SelaVPR) -> dict[str, Any]:
+    """What makes a model another one and shows in no name or shape of its weights."""
+    head = model.config.float_head
+    block = model.backbone.vit.blocks[0]
+    return {
+        "num_heads": getattr(getattr(block, "attn", None), "num_heads", None),
+        "first_adapted_block": model.backbone.first_adapted_block,
+        "position_resampling": model.backbone.resampling,
+        "float_head": None if head is None else head.model_dump(exclude={"dropout"}),
+        "block": str(block),
+    }
 
 
 def write_weights(uri: str, weights: Mapping[str, Tensor], *, data_parallel: bool = False) -> None:

@@ -44,6 +44,8 @@ class Described(NamedTuple):
 class Inputs(Protocol):
     """Anything that gives (B, 3, H, W) batches."""
 
+    rejected: list[tuple[str, str]]  # what could not be read so far, and why
+
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """Float32 batches of at most `batch_size`, normalised."""
 
@@ -55,6 +57,9 @@ def describe(model: SelaVPR, batch: Tensor | NDArray[np.float32], precision: Pre
     Args:
         model: left in the mode it came in.
         batch: (N, 3, H, W) float32, normalised; on any device.
+
+    Raises:
+        DataError: a descriptor is not finite: the input, or a weight, was not.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -64,6 +69,11 @@ def describe(model: SelaVPR, batch: Tensor | NDArray[np.float32], precision: Pre
             found = model(torch.as_tensor(batch).to(device))
     finally:
         model.train(was_training)
+    for values in (found.float, found.code_logits):
+        if values is not None and not torch.isfinite(values).all():
+            raise DataError(
+                "the model gives descriptors that are not finite: look for NaN or infinity in the inputs and weights"
+            )
     floats = None if found.float is None else found.float.float().cpu().numpy()
     return Described(floats, None if found.code is None else pack_bits(found.code))
 
@@ -87,7 +97,8 @@ def describe_inputs(
         rows += len(batch)
         progress(rows)
     if not parts:
-        raise DataError("none of the inputs could be described")
+        first = f": {': '.join(inputs.rejected[0])}" if inputs.rejected else ""
+        raise DataError(f"none of the inputs could be described{first}")
     return Described(_stack(part.float for part in parts), _stack(part.codes for part in parts))
 
 

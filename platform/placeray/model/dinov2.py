@@ -37,7 +37,7 @@ def to_timm_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     With registers timm has no position for the cls token: it is added to the token itself.
     """
     renamed = dict(weights)
-    if "register_tokens" in renamed:
+    if {"register_tokens", "cls_token", "pos_embed"} <= renamed.keys() and renamed["pos_embed"].dim() == 3:
         renamed["reg_token"] = renamed.pop("register_tokens")
         renamed["cls_token"] = renamed["cls_token"] + renamed["pos_embed"][:, :1]
         renamed["pos_embed"] = renamed["pos_embed"][:, 1:]

@@ -95,7 +95,7 @@ def _is_plain_and_frozen(block: nn.Module) -> bool:
     """Whether `_forward` writes out all that this block does."""
     if torch.is_grad_enabled() and any(weight.requires_grad for weight in block.parameters()):
         return False
-    if block.training or (type(block), type(block.attn), type(block.mlp)) != (Block, Attention, Mlp):
+    if block.training or type(block) is not Block or (type(block.attn), type(block.mlp)) != (Attention, Mlp):
         return False
     attention, mlp = block.attn, block.mlp
     layers = (attention.qkv, attention.proj, mlp.fc1, mlp.fc2)

@@ -1,5 +1,6 @@
 """Inputs named on a command line: a photo, a folder of photos, or an array that is already normalised."""
 
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -105,8 +106,12 @@ def _read_array(uri: str) -> np.ndarray:
     try:
         with storage.open_read(uri) as file:
             array = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, SyntaxError, MemoryError, tokenize.TokenError) as error:
         raise DataError(f"{storage.resolve(uri)} is no numpy array: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise DataError(
+            f"{storage.resolve(uri)} is an .npz archive under another name: give one array as .npy"
+        )
     if array.dtype != np.float32 or array.ndim != 4 or array.shape[1] != 3:
         raise DataError(
             f"{storage.resolve(uri)} holds {array.dtype} {array.shape}; wanted is float32 (N, 3, H, W), "

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
@@ -20,6 +20,7 @@ from torchvision.transforms.v2.functional import resize
 
 from placeray.config import Config
 from placeray.errors import DataError
+from placeray.pictures import BROKEN_TAGS, upright_rgb
 
 # ImageNet statistics, which DINOv2 was trained with.
 MEAN = (0.485, 0.456, 0.406)
@@ -70,14 +71,16 @@ def decode(data: bytes, at_least_px: int | None = None) -> Image.Image:
             pixels, which is several times faster; None decodes in full.
 
     Raises:
-        DataError: the bytes are no image, or the image is cut off.
+        DataError: the bytes are no image, the image is cut off, or its pixels are floating-point numbers.
     """
     try:
         image = Image.open(io.BytesIO(data))
         if at_least_px is not None:
             image.draft("RGB", (at_least_px, at_least_px))
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return upright_rgb(image)
+    except UnidentifiedImageError:
+        raise DataError("cannot decode the image: the bytes are no image") from None
+    except BROKEN_TAGS as error:
         raise DataError(f"cannot decode the image: {error}") from None
 
 

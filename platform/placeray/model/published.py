@@ -63,9 +63,20 @@ def published_name(name: str, float_head: str | None) -> str:
 def recognise(weights: Mapping[str, Tensor]) -> ModelConfig:
     """The model that weights with published names belong to, read from their names and shapes.
 
+    A part is known by any of its names; a size that is not there to be read is the published one, so that whoever
+    compares the weights with the model names what is missing.
+
     Raises:
         CheckpointError: the weights are of no SelaVPR++ model.
     """
+    try:
+        return _recognise(weights)
+    except (ValueError, IndexError) as error:  # of pydantic too: sizes that no such model has
+        sentence = " ".join(str(error).split())
+        raise CheckpointError(f"the weights have shapes that no SelaVPR++ model has: {sentence}") from None
+
+
+def _recognise(weights: Mapping[str, Tensor]) -> ModelConfig:
     if "backbone.pos_embed" not in weights:
         hint = " (a DINOv2 file: name it as backbone.weights)" if "pos_embed" in weights else ""
         raise CheckpointError(
@@ -74,7 +85,8 @@ def recognise(weights: Mapping[str, Tensor]) -> ModelConfig:
     depth = _count(weights, "backbone.blocks.")
     adapters = max(_count(weights, "backbone.adapters."), _count(weights, "backbone.adapters_hashing."))
     float_head = _recognise_float_head(weights)
-    hash_bits = len(weights["linear4.weight"]) if "linear4.weight" in weights else None
+    has_code = any(name.startswith(("linear3.", "linear4.", "aggregation_hashing.")) for name in weights)
+    hash_bits = _rows(weights, "linear4.weight", 512) if has_code else None
     if not adapters or (float_head is None and hash_bits is None):
         raise CheckpointError(
             f"the weights hold {depth} blocks, {adapters} adapters and no head that is known: "
@@ -95,39 +107,52 @@ def _adapter_hidden(weights: Mapping[str, Tensor]) -> int | None:
 
 
 def _recognise_backbone(weights: Mapping[str, Tensor], depth: int, adapters: int) -> BackboneConfig:
+    """Of a published size with the published number of adapters, so that one that is missing is named."""
     _, num_positions, width = weights["backbone.pos_embed"].shape
     registers = "backbone.reg_token" in weights
     grid = math.isqrt(num_positions if registers else num_positions - 1)
-    patch_px = weights["backbone.patch_embed.proj.weight"].shape[-1] if not registers else 14
+    patch = weights.get("backbone.patch_embed.proj.weight")
+    patch_px = 14 if registers or patch is None else patch.shape[-1]
     name = _DINOV2_NAMES.get((width, depth))
     sizes = {} if name else {"embed_dim": width, "depth": depth, "num_heads": max(1, width // _HEAD_WIDTH)}
+    sizes |= {} if name else {"first_adapted_block": depth - adapters}
     name = name or _DINOV2_NAMES[384, 12]
     return BackboneConfig(
         name=name.replace("patch14_", "patch14_reg4_") if registers else name,
         position_px=grid * patch_px if grid != _DINOV2_GRID else None,
-        first_adapted_block=depth - adapters,
         **sizes,
     )
 
 
 def _recognise_float_head(weights: Mapping[str, Tensor]) -> GemConfig | BoqConfig | SaladConfig | None:
-    if "linear2.weight" in weights:
-        return GemConfig(dim=len(weights["linear2.weight"]))
-    if "aggregation.proj_c.weight" in weights and "aggregation.boqs.0.queries" in weights:
+    def has(*prefixes: str) -> bool:
+        return any(name.startswith(prefixes) for name in weights)
+
+    if has("linear1.", "linear2.", "aggregation.1."):
+        return GemConfig(dim=_rows(weights, "linear2.weight", GemConfig().dim))
+    if has("aggregation.proj_c.", "aggregation.boqs.", "aggregation.norm_input."):
+        usual, queries = BoqConfig(), weights.get("aggregation.boqs.0.queries")
         return BoqConfig(
-            channels=len(weights["aggregation.proj_c.weight"]),
-            queries=weights["aggregation.boqs.0.queries"].shape[1],
-            rounds=_count(weights, "aggregation.boqs."),
-            rows=len(weights["aggregation.fc.weight"]),
+            channels=_rows(weights, "aggregation.proj_c.weight", usual.channels),
+            queries=usual.queries if queries is None else queries.shape[1],
+            rounds=_count(weights, "aggregation.boqs.") or usual.rounds,
+            rows=_rows(weights, "aggregation.fc.weight", usual.rows),
         )
-    if "aggregation.score.3.weight" in weights:
+    if has("aggregation.score.", "aggregation.cluster_features.", "aggregation.token_features."):
+        salad = SaladConfig()
         return SaladConfig(
-            clusters=len(weights["aggregation.score.3.weight"]),
-            cluster_dim=len(weights["aggregation.cluster_features.3.weight"]),
-            token_dim=len(weights["aggregation.token_features.2.weight"]),
-            hidden=len(weights["aggregation.score.0.weight"]),
+            clusters=_rows(weights, "aggregation.score.3.weight", salad.clusters),
+            cluster_dim=_rows(weights, "aggregation.cluster_features.3.weight", salad.cluster_dim),
+            token_dim=_rows(weights, "aggregation.token_features.2.weight", salad.token_dim),
+            hidden=_rows(weights, "aggregation.score.0.weight", salad.hidden),
         )
     return None
+
+
+def _rows(weights: Mapping[str, Tensor], name: str, usual: int) -> int:
+    """Rows of a weight, by its bias where it is missing, `usual` where that is too."""
+    found = weights.get(name, weights.get(name.replace(".weight", ".bias")))
+    return usual if found is None else len(found)
 
 
 def _count(weights: Mapping[str, Tensor], prefix: str) -> int:

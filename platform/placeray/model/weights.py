@@ -7,6 +7,7 @@ import _codecs
 import hashlib
 import io
 import pickle
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -37,12 +38,19 @@ def read_weights(uri: str) -> dict[str, Tensor]:
             record = record[wrapper]
     if not isinstance(record, Mapping) or not record:
         raise CheckpointError(f"{storage.resolve(uri)} holds a {type(record).__name__}, not weights by name")
-    strange = [str(name) for name, value in record.items() if not isinstance(value, Tensor)]
+    strange = [str(name) for name, value in record.items() if not _is_plain(name, value)]
     if strange:
-        raise CheckpointError(f"{storage.resolve(uri)}: these entries are no tensors: {', '.join(strange)}")
+        raise CheckpointError(
+            f"{storage.resolve(uri)}: these entries are no tensors of plain values under a name: {', '.join(strange)}"
+        )
     if next(iter(record)).startswith(DATA_PARALLEL_PREFIX):
         return {name.removeprefix(DATA_PARALLEL_PREFIX): value for name, value in record.items()}
     return dict(record)
+
+
+def _is_plain(name: Any, value: Any) -> bool:
+    """Whether an entry is a tensor with values of its own under a name."""
+    return isinstance(name, str) and isinstance(value, Tensor) and not (value.is_sparse or value.is_meta)
 
 
 def check_weights(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
@@ -93,15 +101,18 @@ def _load(uri: str) -> Any:
             return torch.load(full, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{full} holds more than weights and is refused: {_reason(error)}") from None
-    except (RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise CheckpointError(f"{full} cannot be read as a weight file: {_reason(error)}") from None
 
 
 def _reason(error: Exception) -> str:
-    """The line of torch's advice that says what is wrong."""
-    lines = str(error).strip().split("\n")
-    found = [line for line in lines if "WeightsUnpickler error:" in line] or lines
-    reason = found[0].split("WeightsUnpickler error:")[-1].split(" was not an allowed global")[0]
+    """The line of torch's message that says what is wrong, never its advice to read without the check."""
+    lines = [line.strip() for line in str(error).strip().split("\n")]
+    found = [line for line in lines if "WeightsUnpickler error:" in line or line.startswith("Trying to load")]
+    found = found or [line for line in lines if "weights_only" not in line]
+    reason = (
+        found[0].split("WeightsUnpickler error:")[-1].split(" was not an allowed global")[0] if found else ""
+    )
     return reason.strip() or type(error).__name__
 
 
@@ -116,4 +127,9 @@ def _numpy_globals() -> Iterator[Any]:
             yield getattr(multiarray, name), f"{module}.{name}"
 
 
+# What torch raises for bytes that are no weight file, or a damaged one.
+_DAMAGED = (
+    RuntimeError, EOFError, LookupError, ValueError, AssertionError, AttributeError, TypeError, OSError, struct.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
 _NUMPY_GLOBALS = list(_numpy_globals())

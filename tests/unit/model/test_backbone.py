@@ -90,8 +90,12 @@ def test_a_side_that_is_no_multiple_of_the_patch_is_named(height: int, width: in
     ("config", "message"),
     [
         ({"name": "vit_of_nobody"}, "no model called 'vit_of_nobody'"),
-        ({"name": "resnet18"}, "resnet18 cannot be a backbone, placeray needs a VisionTransformer"),
+        ({"name": "resnet18"}, "resnet18 cannot be a backbone with"),
         ({"name": "eva02_tiny_patch14_224"}, "it is a Eva"),
+        ({"name": "deit_tiny_distilled_patch16_224"}, "a distillation token"),
+        ({"name": "vit_pwee_patch16_reg1_gap_256"}, "no norm behind its blocks"),
+        ({"name": "vit_tiny_r_s16_p8_224"}, "its patches come from a HybridEmbed"),
+        ({"name": "toy", "embed_dim": 192, "num_heads": 5}, "cannot be a backbone with"),
         ({"name": "toy", "first_adapted_block": 6}, "the backbone has 6 blocks"),
     ],
 )

@@ -1,5 +1,6 @@
 """Checkpoints: every form that weights come in, what is refused, and what comes out again."""
 
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -11,7 +12,13 @@ import torch
 
 from placeray import storage
 from placeray.errors import CheckpointError, ContractError, StorageError
-from placeray.model.checkpoint import export_weights, load_checkpoint, save_checkpoint, write_weights
+from placeray.model.checkpoint import (
+    export_weights,
+    load_checkpoint,
+    published_weights,
+    save_checkpoint,
+    write_weights,
+)
 from placeray.model.published import recognise
 from placeray.model.selavpr import ModelConfig, build_model
 from placeray.model.weights import read_weights, weights_id
@@ -186,7 +193,7 @@ def test_what_is_no_weight_file_is_named(content: bytes, message: str, tmp_path:
     [
         ([1, 2], "holds a list, not weights by name"),
         ({}, "holds a dict, not weights by name"),
-        ({"a": 1, "b": torch.zeros(1)}, "these entries are no tensors: a"),
+        ({"a": 1, "b": torch.zeros(1)}, "these entries are no tensors of plain values under a name: a"),
         ({"a": torch.zeros(1)}, "no SelaVPR.. checkpoint$"),
         ({"pos_embed": torch.zeros(1)}, "a DINOv2 file: name it as backbone.weights"),
         ({"backbone.pos_embed": torch.zeros(1, 17, 64)}, "0 adapters and no head that is known"),
@@ -240,3 +247,49 @@ def test_weights_with_views_are_written_without_what_they_view(tmp_path: Path) -
     write_weights(str(tmp_path / "w.pt"), {"a": large[:10]})
     assert (tmp_path / "w.pt").stat().st_size < 5_000
     assert read_weights(str(tmp_path / "w.pt"))["a"].shape == (10,)
+
+
+@pytest.mark.parametrize(
+    ("different", "named"),
+    [
+        ({"embed_dim": 192, "num_heads": 6}, "num_heads"),
+        ({"position_resampling": "dinov2_registers"}, "position_resampling"),
+    ],
+)
+def test_a_model_that_a_published_file_cannot_tell_is_not_written_as_one(
+    different: dict[str, Any], named: str, make_model
+) -> None:
+    assert published_weights(make_model()).keys() == export_weights(make_model()).keys()
+    with pytest.raises(CheckpointError, match=f"{named}.*form=folder"):
+        published_weights(make_model(**different))
+
+
+def test_shapes_of_no_model_are_one_sentence(make_model) -> None:
+    weights = export_weights(make_model())
+    for name, shape in (("linear4.weight", (13, 64)), ("backbone.pos_embed", (17,))):
+        with pytest.raises(CheckpointError, match="shapes that no SelaVPR"):
+            recognise({**weights, name: torch.zeros(shape)})
+
+
+def test_strange_entries_are_named(tmp_path: Path) -> None:
+    for record in (
+        {3: torch.zeros(2)},
+        {"a": torch.zeros(2).to_sparse()},
+        {"a": torch.zeros(2, device="meta")},
+    ):
+        torch.save(record, tmp_path / "strange.pth")
+        with pytest.raises(CheckpointError, match=r"no tensors of plain values under a name: [3a]"):
+            read_weights(str(tmp_path / "strange.pth"))
+
+
+class _Calls:
+    def __reduce__(self) -> Any:
+        return os.system, ("true",)
+
+
+def test_a_refusal_names_the_code_and_gives_no_bad_advice(tmp_path: Path) -> None:
+    torch.save({"a": _Calls()}, tmp_path / "calls.pth")
+    with pytest.raises(CheckpointError) as error:
+        read_weights(str(tmp_path / "calls.pth"))
+    assert "system" in str(error.value)
+    assert "weights_only" not in str(error.value)

@@ -181,3 +181,9 @@ class Batches:
     def batches(self, batch_size: int):
         """(B, 3, H, W)."""
         yield from self.images.split(batch_size)
+
+
+@pytest.mark.parametrize("kind", ["gem", None])
+def test_descriptors_that_are_not_finite_are_refused(kind, make_model, images) -> None:
+    with pytest.raises(DataError, match="not finite"):
+        describe(make_model(kind, 16), torch.full_like(images, float("nan")))

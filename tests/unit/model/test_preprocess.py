@@ -1,12 +1,13 @@
 """Preprocessing: both orders, the ids, and photos as cameras write them."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import functional as classic
 
 from placeray.errors import DataError
@@ -140,3 +141,26 @@ def test_the_reference_order_decodes_in_full() -> None:
 def test_what_cannot_be_decoded_is_one_kind_of_error(data: bytes) -> None:
     with pytest.raises(DataError, match=r"cannot decode the image: \w"):
         decode(data)
+
+
+def test_sixteen_bits_of_grey_keep_their_shades() -> None:
+    grey = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    found = np.asarray(decode(encoded(Image.fromarray(grey))))
+    assert np.array_equal(found, np.repeat((grey >> 8).astype(np.uint8)[:, :, None], 3, axis=2))
+
+
+def test_a_good_photo_with_a_broken_tag_is_turned_upright() -> None:
+    turned, resolution = (
+        struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0),
+        struct.pack("<HHI4s", 0x011A, 2, 4, b"abc"),
+    )
+    tags = b"II*\0" + struct.pack("<IH", 8, 2) + turned + resolution + bytes(4)  # resolution is text
+    data = encoded(photo(), "JPEG", exif=b"Exif\0\0" + tags)
+    with pytest.raises(TypeError):
+        ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert decode(data).size == (70, 90)
+
+
+def test_floating_point_pixels_are_refused() -> None:
+    with pytest.raises(DataError, match="nobody knows what is white"):
+        decode(encoded(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"))
