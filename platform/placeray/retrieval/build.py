@@ -78,7 +78,10 @@ def finished_shard(part: Mapping[str, Any], root: str) -> dict[str, Any] | None:
         shard = storage.read_json(str(folder / SHARD_FILE))
     except StorageError:
         return None
-    return shard if shard["key"] == part["key"] and is_whole(folder, shard) else None
+    try:
+        return shard if shard["key"] == part["key"] and is_whole(folder, shard) else None
+    except (LookupError, TypeError, AttributeError):
+        return None  # a damaged record: the shard is built again
 
 
 def is_whole(folder: Path, shard: Mapping[str, Any]) -> bool:

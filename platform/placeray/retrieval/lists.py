@@ -136,11 +136,13 @@ def is_finished(folder: Path) -> bool:
     """Whether a quantizer or lists are there with all their bytes."""
     for name in (QUANTIZER_FILE, LISTS_FILE):
         if (folder / name).is_file():
-            record = _record(folder, name)
-            return all(
-                (folder / file).is_file() and (folder / file).stat().st_size == found["bytes"]
-                for file, found in record["files"].items()
-            )
+            try:
+                return all(
+                    (folder / file).is_file() and (folder / file).stat().st_size == found["bytes"]
+                    for file, found in _record(folder, name)["files"].items()
+                )
+            except (MapError, LookupError, TypeError, AttributeError):
+                return False  # a damaged record: they are written again
     return False
 
 

@@ -26,6 +26,7 @@ FORMAT_VERSION = 1
 TOMBSTONES = "tombstones"
 KNOWN_FEATURES: frozenset[str] = frozenset({TOMBSTONES})
 CURRENT = "CURRENT"
+SEAL = "fingerprint"
 _VERSION = re.compile(r"v\d{4,}")
 
 Manifest = dict[str, Any]
@@ -107,7 +108,14 @@ def read_map_manifest(root: str, version: str | None = None) -> Manifest:
             check_format(entry["shard"], f"{where}, shard {entry['shard']['shard_id']},")
     except ContractError as error:
         raise MapError(f"{where} is damaged: {error}") from None
+    if manifest.get(SEAL, _seal(manifest)) != _seal(manifest):  # maps of an earlier placeray have none
+        raise MapError(f"{where} is damaged: it says something else than when it was written")
     return dict(manifest)
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """What a manifest says as one number: a flipped byte may leave a document that fits the schema."""
+    return fingerprint({key: value for key, value in manifest.items() if key != SEAL})
 
 
 def check_format(document: Any, where: str) -> None:
@@ -120,10 +128,13 @@ def check_format(document: Any, where: str) -> None:
             f"{where} has format {found}, placeray {__version__} reads up to {FORMAT_VERSION}: "
             "install a newer placeray or build the map again"
         )
-    unknown = sorted(set(document.get("requires", [])) - KNOWN_FEATURES)
+    required = document.get("requires", [])
+    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+        raise MapError(f"{where} is damaged: `requires` is no list of names")
+    unknown = sorted(set(required) - KNOWN_FEATURES)
     if unknown:
         raise MapError(
-            f"{where} needs {', '.join(map(str, unknown))}, which placeray {__version__} does not know: "
+            f"{where} needs {', '.join(unknown)}, which placeray {__version__} does not know: "
             "its answers would be wrong, install a newer placeray"
         )
 
@@ -214,6 +225,7 @@ def publish(root: str, manifest: Manifest, *, parent: str | None = None) -> Mani
         "parent_version": parent,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    complete[SEAL] = _seal(complete)
     validate_document(complete, "index_manifest/v1")
     write_once(root, complete)
     advance(root)

@@ -1,5 +1,6 @@
 """Files read through memory maps: opened at once, resident only where touched, shared between processes."""
 
+import errno
 import mmap
 import stat
 from pathlib import Path
@@ -7,9 +8,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from placeray.errors import MapError
+from placeray.errors import MapError, PlacerayError, StorageError
 
 ADVICE = "restore the file or build the map again"
+
+
+def unreadable(path: Path, error: OSError) -> PlacerayError:
+    """What to raise for a file that cannot be opened: that the process has no room for more is no damage."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return StorageError(
+            f"{path} cannot be opened ({error.strerror}): a map keeps three files of each shard open, "
+            "raise `ulimit -n` or compact the map"
+        )
+    return MapError(f"{path} cannot be read ({error.strerror or error}): {ADVICE}")
 
 
 class MappedFile:
@@ -25,7 +36,7 @@ class MappedFile:
                 with path.open("rb") as file:
                     self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except OSError as error:
-                raise MapError(f"{path} cannot be read ({error.strerror}): {ADVICE}") from None
+                raise unreadable(path, error) from None
             self.bytes = np.frombuffer(self._map, dtype=np.uint8)
 
     def advise_random(self) -> None:

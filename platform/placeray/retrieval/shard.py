@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 
 from placeray.errors import MapError
-from placeray.retrieval.build import CODE_FILE, ROWS_FILE, checksum
+from placeray.retrieval.build import CODE_FILE, ROWS_FILE, checksum, rows_schema
 from placeray.retrieval.codes import Bytes
 from placeray.retrieval.filters import Positions
 from placeray.retrieval.float_store import FloatStore
-from placeray.retrieval.mapped import ADVICE, MappedFile, check_size
+from placeray.retrieval.mapped import ADVICE, MappedFile, check_size, unreadable
 
 
 class Shard:
@@ -64,8 +64,13 @@ class Shard:
 def _read_rows(path: Path, num_rows: int) -> pa.Table:
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (OSError, pa.ArrowException) as error:
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except pa.ArrowException as error:
         raise MapError(f"{path} is damaged ({error}): {ADVICE}") from None
+    missing = sorted(set(rows_schema().names) - set(table.schema.names))
+    if missing:
+        raise MapError(f"{path} is damaged, it has no columns {', '.join(missing)}: {ADVICE}")
     if len(table) != num_rows:
         raise MapError(f"{path} has {len(table)} rows, its shard.json says {num_rows}: build the map again")
     return table

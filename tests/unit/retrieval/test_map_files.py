@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,16 @@ import pytest
 from placeray import storage
 from placeray.errors import MapError, StorageError
 from placeray.retrieval.build import build_shard, checksum, finished_shard
-from placeray.retrieval.manifest import current_version, find_build, read_map_manifest, versions
+from placeray.retrieval.manifest import (
+    current_version,
+    find_build,
+    fingerprint,
+    read_map_manifest,
+    versions,
+)
 from placeray.retrieval.place_map import PlaceMap
 from placeray.retrieval.plan import IndexConfig, plan_map
+from placeray.retrieval.update import UpdateConfig, run_update
 
 Make = Callable[..., Any]
 
@@ -173,9 +181,68 @@ def test_newer_formats_unknown_features_and_damaged_manifests_are_refused(small:
         file.write_text(json.dumps({**manifest, **change}))
         with pytest.raises(MapError, match=message):
             PlaceMap.open(root)
-    file.write_text(json.dumps({**manifest, "calibration": {"added": "by a later version"}}))
-    with PlaceMap.open(root) as place_map:
-        assert len(place_map) == 60
+    del manifest["fingerprint"]
+    later = {**manifest, "calibration": {"added": "by a later version"}}
+    for written in (
+        manifest,
+        later,
+        {**later, "fingerprint": fingerprint(later)},
+    ):  # the first by an earlier version
+        file.write_text(json.dumps(written))
+        with PlaceMap.open(root) as place_map:
+            assert len(place_map) == 60
+
+
+def test_a_flipped_bit_of_a_manifest_is_refused_or_changes_nothing(small: str, make_map: Make) -> None:
+    """With tombstones: one that is lost would bring a removed photo back."""
+    root = make_map(small, rows_per_shard=20)
+    run_update(root, UpdateConfig(remove=("photo-000007",)))
+    file, before = Path(root) / "v0002" / "manifest.json", read_map_manifest(root)
+    whole = file.read_bytes()
+    for position in np.random.default_rng(0).integers(0, 8 * len(whole), 400).tolist():
+        flipped = bytearray(whole)
+        flipped[position // 8] ^= 1 << position % 8
+        file.write_bytes(flipped)
+        try:
+            found = read_map_manifest(root)
+        except MapError:
+            continue
+        assert {name: found[name] for name in before if name in found} == {
+            name: before[name] for name in before if name != "fingerprint" or name in found
+        }
+
+
+def test_damaged_records_are_written_again(small: str, make_map: Make) -> None:
+    root = make_map(small)
+    part = plan_map(small, IndexConfig())["shards"][0]
+    record = next((Path(root) / "shards").glob("*/shard.json"))
+    whole = json.loads(record.read_text())
+    assert finished_shard(part, root) == whole
+    for change in ({"key": None}, {"files": {}, "key": 1}, {"files": 3}, {"files": {"codes.u8": {}}}):
+        record.write_text(json.dumps({**whole, **change}))
+        assert finished_shard(part, root) is None
+    record.write_text("[]")
+    assert finished_shard(part, root) is None
+
+
+def test_too_many_open_files_are_no_damage(small: str, make_map: Make) -> None:
+    """Nothing is left out for that, not even where damage may be."""
+    root = make_map(small, rows_per_shard=2)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, before[1]))
+    try:
+        with pytest.raises(StorageError, match=r"Too many open files.*ulimit -n"):
+            PlaceMap.open(root, damaged="skip")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_rows_without_a_column_are_refused(small: str, make_map: Make) -> None:
+    root = make_map(small)
+    file = next((Path(root) / "shards").glob("*/rows.arrow"))
+    file.write_bytes(file.read_bytes().replace(b"panorama_id", b"panorama_iD"))
+    with pytest.raises(MapError, match="it has no columns panorama_id"):
+        PlaceMap.open(root)
 
 
 def test_what_is_no_map_is_refused(small: str, make_map: Make, tmp_path: Path) -> None:
