@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 SERVED_MODEL = Path(__file__).with_name("served_model.py")
 # The model, the ground floor it stands on, and the packages that describing imports from outside: no more, no less.
-ROOMS = ("__init__.py", "errors.py", "config.py", "contracts.py", "storage.py", "model")
+ROOMS = ("__init__.py", "errors.py", "config.py", "contracts.py", "pictures.py", "storage.py", "model")
 PACKAGES = (
     "torch", "torchvision", "timm", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "jsonschema",
     "fsspec",
