@@ -108,7 +108,7 @@ def read_map_manifest(root: str, version: str | None = None) -> Manifest:
             check_format(entry["shard"], f"{where}, shard {entry['shard']['shard_id']},")
     except ContractError as error:
         raise MapError(f"{where} is damaged: {error}") from None
-    if manifest.get(SEAL, _seal(manifest)) != _seal(manifest):  # maps of an earlier placeray have none
+    if SEAL in manifest and manifest[SEAL] != _seal(manifest):  # maps of an earlier placeray have none
         raise MapError(f"{where} is damaged: it says something else than when it was written")
     return dict(manifest)
 

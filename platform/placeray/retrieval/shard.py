@@ -54,7 +54,7 @@ class Shard:
             try:
                 found = checksum(self.folder / name)
             except OSError as error:  # it may have gone with its version
-                raise MapError(f"{self.folder / name} cannot be read ({error.strerror}): {ADVICE}") from None
+                raise unreadable(self.folder / name, error) from None
             if found != file["xxh3_128"]:
                 raise MapError(
                     f"{self.folder / name} has other bytes than when it was built: the map is damaged, {ADVICE}"

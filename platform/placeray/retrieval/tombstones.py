@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from placeray import storage
 from placeray.errors import MapError
-from placeray.retrieval.mapped import ADVICE
+from placeray.retrieval.mapped import ADVICE, unreadable
 
 FOLDER = "tombstones"
 Mask = NDArray[np.bool_]
@@ -41,7 +41,7 @@ def live_mask(root: str, entry: Mapping[str, Any]) -> Mask | None:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise MapError(f"{path} cannot be read ({error.strerror}): {ADVICE}") from None
+        raise unreadable(path, error) from None
     if xxhash.xxh3_128(data).hexdigest() != record["xxh3_128"]:
         raise MapError(f"{path} has other bytes than when it was written: {ADVICE}")
     live = np.ones(entry["shard"]["rows"], dtype=np.bool_)
