@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,33 @@ def test_an_error_is_one_sentence_and_finished_parts_stay(ray_session: Any, tmp_
     )
     assert "\n" not in str(raised.value)
     assert {file.name for file in tmp_path.iterdir()} >= {f"part {number}" for number in range(6)}
+
+
+def test_parts_under_way_end_before_the_error_and_no_further_one_begins(
+    ray_session: Any, tmp_path: Path, capsys: Any
+) -> None:
+    """Ray would stop their workers in the middle of a file."""
+
+    class Worker:
+        def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
+            name = part["name"]
+            if name == "part 0":
+                while not list(tmp_path.glob("begun *")):
+                    time.sleep(0.01)
+                raise DataError("no room")
+            (tmp_path / f"begun {name}").touch()
+            time.sleep(1)
+            (tmp_path / f"ended {name}").touch()
+            return {}
+
+    with pytest.raises(PlacerayError, match="part 'part 0' failed: no room"):
+        run_parts(PARTS, Worker, describe="greet", num_workers=2, num_cpus=0.5)
+    begun = len(list(tmp_path.glob("begun *")))
+    assert len(list(tmp_path.glob("ended *"))) == begun
+    assert 1 <= begun <= 3  # the error took a moment to be heard of
+    time.sleep(1.5)
+    assert len(list(tmp_path.glob("begun *"))) == begun
+    assert "greet: part 'part 0' failed: no room; parts under way are being finished" in capsys.readouterr().err
 
 
 def test_an_expected_error_keeps_its_words(ray_session: Any, tmp_path: Path) -> None:

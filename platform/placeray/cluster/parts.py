@@ -7,12 +7,14 @@ Ray, so memory stays bounded by what one worker holds, and a part that is repeat
 the same files again.
 """
 
+import contextlib
 import json
 import logging
 import os
 import sys
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,8 +94,9 @@ def run_parts(
         unit:          what the progress bar counts, such as "photos".
 
     Raises:
-        PlacerayError: one sentence with the part that failed first. Parts that finished before stay finished
-            on disk, so running the job again continues where it stopped.
+        PlacerayError: one sentence with the part that failed first, when those under way have ended too: a worker
+            that Ray stops in the middle of a file leaves half of it on the disk. Parts that finished stay finished
+            there, so running the job again continues where it stopped.
     """
     reports: list[Report | None] = [done(part) if done else None for part in parts]
     pending = [number for number, report in enumerate(reports) if report is None]
@@ -101,10 +104,12 @@ def run_parts(
         return [report for report in reports if report is not None]
     finished = [number for number, report in enumerate(reports) if report is not None]
     rows = [int(part.get("rows", 1)) for part in parts]
+    stop = f"stop-{uuid.uuid4().hex}"
     answers = _stream(
         [parts[number] for number in pending],
         worker_cls,
         worker_kwargs or {},
+        stop,
         describe,
         num_workers,
         num_cpus,
@@ -116,25 +121,39 @@ def run_parts(
         for position, report, error in answers:
             number = pending[position]
             if error is not None:
-                raise PlacerayError(
-                    f"{describe}: part {parts[number].get('name', number)!r} failed: {error}. "
-                    "Finished parts are kept: run the same job again to continue"
-                )
+                failed = f"{describe}: part {parts[number].get('name', number)!r} failed: {error}"
+                print(f"{failed}; parts under way are being finished", file=sys.stderr, flush=True)
+                _begin_no_more(answers, stop)
+                raise PlacerayError(f"{failed}. Finished parts are kept: run the same job again to continue")
             reports[number] = report
             progress.advance(rows[number])
     return [report for report in reports if report is not None]
+
+
+class _Stop:
+    """Does nothing: while an actor of its name lives, the workers of a run begin no further part."""
+
+
+def _begin_no_more(answers: Iterator[Any], stop: str) -> None:
+    """Return when no worker is at work any more; what goes wrong meanwhile is not what made the run fail."""
+    alive = ray.remote(num_cpus=0)(_Stop).options(name=stop).remote()
+    with contextlib.suppress(PlacerayError):
+        for _ in answers:
+            pass
+    del alive
 
 
 def _stream(
     parts: list[Part],
     worker_cls: Callable[..., PartWorker],
     worker_kwargs: dict[str, Any],
+    stop: str,
     describe: str,
     num_workers: int,
     num_cpus: float,
     num_gpus: float,
 ) -> Iterator[tuple[int, Report | None, str | None]]:
-    """Yield (number of the part, report, error) in the order in which parts finish."""
+    """Yield (number of the part, report, error) in the order in which parts finish; neither for one not begun."""
     ensure_ray()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -145,7 +164,7 @@ def _stream(
     rows = [{"number": number, "payload": json.dumps(part)} for number, part in enumerate(parts)]
     answers = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _PartActor,
-        fn_constructor_kwargs={"worker_cls": worker_cls, "worker_kwargs": worker_kwargs},
+        fn_constructor_kwargs={"worker_cls": worker_cls, "worker_kwargs": worker_kwargs, "stop": stop},
         batch_format="pyarrow",
         batch_size=1,
         num_cpus=num_cpus,
@@ -192,17 +211,28 @@ def _pool_size(
 class _PartActor:
     """Ray Data's side of a worker: one part in, one report or one error sentence out."""
 
-    def __init__(self, worker_cls: Callable[..., PartWorker], worker_kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, worker_cls: Callable[..., PartWorker], worker_kwargs: dict[str, Any], stop: str
+    ) -> None:
         # Made with the first part, so that a failing constructor is reported like any other error.
         self._make = lambda: worker_cls(**worker_kwargs)
         self._worker: PartWorker | None = None
+        self._stop = stop
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = []
         for row in batch.to_pylist():
-            report, error = self._run(json.loads(row["payload"]))
+            report, error = (None, None) if self._is_stopped() else self._run(json.loads(row["payload"]))
             rows.append({"number": row["number"], "report": report, "error": error})
         return pa.Table.from_pylist(rows, schema=_ANSWER)
+
+    def _is_stopped(self) -> bool:
+        """Whether a part has failed elsewhere: the name of an actor is what all workers see at once."""
+        try:
+            ray.get_actor(self._stop)
+        except ValueError:  # there is none
+            return False
+        return True
 
     def _run(self, part: Part) -> tuple[str | None, str | None]:
         try:
