@@ -14,7 +14,7 @@ from placeray.cluster.normalizing import NormalizeReport, normalize
 from placeray.config import load_config
 from placeray.datasets.planning import NormalizeConfig
 from placeray.datasets.reading import list_domains
-from placeray.errors import ConfigError, DataError
+from placeray.errors import ConfigError, DataError, StorageError
 from placeray.jobspecs.normalize import NormalizeJob
 from placeray.toycity.city import draw_city
 from placeray.toycity.config import ToyCityConfig
@@ -242,6 +242,20 @@ def test_an_interrupted_run_is_continued_to_the_same_bytes(
     assert report.counts == finished.counts
     assert digests(finished.output) == before
     assert sum(file.stat().st_mtime_ns != before_ns for file, before_ns in untouched.items()) <= 2
+
+
+def test_half_files_of_a_killed_run_go_first_of_all(tmp_path: Path) -> None:
+    """Also in a run that fails at once: what a full disk holds of them is wanted for the others."""
+    source = {"kind": "photo_table", "name": "own", "root": str(tmp_path / "none")}
+    config = NormalizeConfig.model_validate({"sources": [source]})
+    half, whole = (tmp_path / f"out/images/{name}" for name in ("1.parquet.tmp-0123456789ab", "0.parquet"))
+    half.parent.mkdir(parents=True)
+    half.touch()
+    whole.touch()
+    with pytest.raises(StorageError, match="no such file"):
+        normalize(config, str(tmp_path / "out"))
+    assert whole.exists()
+    assert not half.exists()
 
 
 def test_too_many_faults_stop_the_job_and_keep_the_rejects(

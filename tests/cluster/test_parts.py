@@ -88,7 +88,9 @@ def test_parts_under_way_end_before_the_error_and_no_further_one_begins(
     assert 1 <= begun <= 3  # the error took a moment to be heard of
     time.sleep(1.5)
     assert len(list(tmp_path.glob("begun *"))) == begun
-    assert "greet: part 'part 0' failed: no room; parts under way are being finished" in capsys.readouterr().err
+    assert (
+        "greet: part 'part 0' failed: no room; parts under way are being finished" in capsys.readouterr().err
+    )
 
 
 def test_an_expected_error_keeps_its_words(ray_session: Any, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def normalize(
 ) -> NormalizeReport:
     """Write the normalized form of the configured sources to `output`.
 
-    A finished output of the same config is left alone; an unfinished one is continued.
+    A finished output of the same config is left alone; an unfinished one is continued, by one run at a time.
 
     Raises:
         ConfigError: `output` belongs to another config.
@@ -80,6 +80,7 @@ def normalize(
     if storage.has_manifest(output):
         counts = storage.read_manifest(output)["counts"]
         return NormalizeReport(output, counts, time.monotonic() - start, already_finished=True)
+    storage.remove_litter(output)  # of a killed run, before more is written: the disk may be full of it
     files: dict[str, list[dict[str, Any]]] = {folder: [] for folder in _FOLDERS}
     counts, parts = {}, []
     for source in config.sources:
