@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -110,12 +110,51 @@ def read_map_manifest(root: str, version: str | None = None) -> Manifest:
         raise MapError(f"{where} is damaged: {error}") from None
     if SEAL in manifest and manifest[SEAL] != _seal(manifest):  # maps of an earlier placeray have none
         raise MapError(f"{where} is damaged: it says something else than when it was written")
+    _check_consistent(manifest, where)
     return dict(manifest)
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
     """What a manifest says as one number: a flipped byte may leave a document that fits the schema."""
     return fingerprint({key: value for key, value in manifest.items() if key != SEAL})
+
+
+def _check_consistent(manifest: Mapping[str, Any], where: str) -> None:
+    """Raises MapError when a manifest contradicts itself: what tells damage of one without a fingerprint."""
+    try:
+        wrong = next(_contradictions(manifest), None)
+    except (LookupError, TypeError):
+        wrong = "its tombstones or its index lack something or have it of another type"
+    if wrong is not None:
+        raise MapError(f"{where} is damaged: {wrong}")
+
+
+def _contradictions(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What of a manifest, valid by its schema, does not fit the rest of it: a phrase each."""
+    first_row, removed = 0, 0
+    for entry in manifest["shards"]:
+        shard = entry["shard"]
+        name = shard["shard_id"]
+        if entry["path"] != f"shards/{name}":
+            yield f"the path of shard {name} is {entry['path']}"
+        if entry["first_row"] != first_row:
+            yield f"shard {name} begins at row {entry['first_row']} instead of {first_row}"
+        for key in ("code_bits", "descriptor_dim"):
+            if shard[key] != manifest["model"][key]:
+                yield f"{key} of shard {name} is {shard[key]}, that of its model {manifest['model'][key]}"
+        first_row += shard["rows"]
+        if TOMBSTONES in entry:
+            _, _, rows = (entry[TOMBSTONES][key] for key in ("path", "xxh3_128", "rows"))
+            removed += rows
+    counted = {"removed": 0, **manifest["counts"]}  # a map that was never updated does not count them
+    for key, right in (("rows", first_row), ("shards", len(manifest["shards"])), ("removed", removed)):
+        if counted[key] != right:
+            yield f"it counts {counted[key]} {key}, its shards have {right}"
+    if (TOMBSTONES in manifest["requires"]) != any(TOMBSTONES in entry for entry in manifest["shards"]):
+        yield f"`requires` and its shards differ about {TOMBSTONES}"
+    index = manifest["index"]
+    if index["type"] == "ivf" and not (index["files"] and index["quantizer"] and index["nprobe"] > 0):
+        yield "its inverted lists lack files, quantizer or nprobe"
 
 
 def check_format(document: Any, where: str) -> None:

@@ -140,7 +140,7 @@ def test_a_map_inside_the_folder_of_another_is_not_taken_for_it(city: str, tmp_p
 def test_a_manifest_that_leads_out_of_the_map_is_refused(city: str, tmp_path: Path) -> None:
     manifest = Path(city) / "v0003" / "manifest.json"
     text = manifest.read_text().replace('"fingerprint"', '"forged"')
-    manifest.write_text(text.replace('"path": "shards/', '"path": "../../shards/', 1))
+    manifest.write_text(text.replace('"path": "tombstones/', '"path": "../tombstones/', 1))
     with pytest.raises(MapError, match="which is not inside the map"):
         copy_map(city, str(tmp_path / "copy"))
     assert not (tmp_path / "copy").exists()

@@ -193,6 +193,44 @@ def test_newer_formats_unknown_features_and_damaged_manifests_are_refused(small:
             assert len(place_map) == 60
 
 
+CONTRADICTIONS: list[tuple[Callable[[Any], Any], str]] = [
+    (lambda m: m["shards"][1].update(first_row=19), r"shard 00001-\w+ begins at row 19 instead of 20"),
+    (lambda m: m["shards"][1].update(path=m["shards"][0]["path"]), "the path of shard 00001"),
+    (lambda m: m["shards"].pop(), "it counts 60 rows, its shards have 40"),
+    (lambda m: m["counts"].update(shards=4), "it counts 4 shards, its shards have 3"),
+    (lambda m: m["counts"].update(removed=0), "it counts 0 removed, its shards have 1"),
+    (lambda m: m["model"].update(code_bits=64), "code_bits of shard 00000-.* is 128, that of its model 64"),
+    (lambda m: m["shards"][2]["shard"].update(descriptor_dim=0), "descriptor_dim of shard 00002"),
+    (lambda m: m.update(requires=[]), "`requires` and its shards differ about tombstones"),
+    (lambda m: worn(m).pop("xxh3_128"), "its tombstones or its index lack something"),
+    (lambda m: worn(m).update(rows="1"), "of another type"),
+    (lambda m: m.update(index={"type": "ivf"}), "its tombstones or its index lack something"),
+    (lambda m: m.update(index={"type": "ivf", "files": ["a"], "quantizer": "a", "nprobe": 0}), "or nprobe"),
+]
+
+
+def worn(manifest: Any) -> Any:
+    return next(entry["tombstones"] for entry in manifest["shards"] if "tombstones" in entry)
+
+
+@pytest.mark.parametrize(("change", "message"), CONTRADICTIONS)
+def test_a_manifest_that_contradicts_itself_is_refused(
+    small: str, make_map: Make, change: Callable[[Any], Any], message: str
+) -> None:
+    """Without a fingerprint, as maps of an earlier placeray are."""
+    root = make_map(small, rows_per_shard=20)
+    run_update(root, UpdateConfig(remove=("photo-000007",)))
+    file = Path(root) / "v0002" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["fingerprint"]
+    file.write_text(json.dumps(manifest))
+    assert read_map_manifest(root) == manifest
+    change(manifest)
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(MapError, match=f"is damaged: .*{message}"):
+        read_map_manifest(root)
+
+
 def test_a_flipped_bit_of_a_manifest_is_refused_or_changes_nothing(small: str, make_map: Make) -> None:
     """With tombstones: one that is lost would bring a removed photo back."""
     root = make_map(small, rows_per_shard=20)
