@@ -1,7 +1,9 @@
 """Files read through memory maps: opened at once, resident only where touched, shared between processes."""
 
+import contextlib
 import errno
 import mmap
+import resource
 import stat
 from pathlib import Path
 
@@ -21,6 +23,14 @@ def unreadable(path: Path, error: OSError) -> PlacerayError:
             "raise `ulimit -n` or compact the map"
         )
     return MapError(f"{path} cannot be read ({error.strerror or error}): {ADVICE}")
+
+
+def allow_many_files() -> None:
+    """Let this process open as many files as the system lets it: the usual 1024 are those of some 300 shards."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):  # refused: few shards open all the same
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class MappedFile:

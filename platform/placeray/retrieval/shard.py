@@ -12,7 +12,7 @@ from placeray.retrieval.build import CODE_FILE, ROWS_FILE, checksum, rows_schema
 from placeray.retrieval.codes import Bytes
 from placeray.retrieval.filters import Positions
 from placeray.retrieval.float_store import FloatStore
-from placeray.retrieval.mapped import ADVICE, MappedFile, check_size, unreadable
+from placeray.retrieval.mapped import ADVICE, MappedFile, allow_many_files, check_size, unreadable
 
 
 class Shard:
@@ -20,6 +20,7 @@ class Shard:
 
     def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Raises MapError naming the file that is missing, truncated or unreadable."""
+        allow_many_files()  # here, as not only open maps but compaction opens many shards at once
         self.folder, self.record = folder, record
         for name, file in record["files"].items():
             check_size(folder / name, file["bytes"])

@@ -1,5 +1,6 @@
 """Building resumes, publishing is atomic, and every damage is named and refused."""
 
+import errno
 import json
 import os
 import resource
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from placeray import storage
@@ -263,9 +265,46 @@ def test_damaged_records_are_written_again(small: str, make_map: Make) -> None:
     assert finished_shard(part, root) is None
 
 
-def test_too_many_open_files_are_no_damage(small: str, make_map: Make) -> None:
+@pytest.mark.parametrize("refused", ["codes.u8", "rows.arrow", ".u32"])
+def test_each_file_that_may_not_be_opened_is_no_damage(
+    small: str, make_map: Make, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    root = make_map(small, rows_per_shard=20)
+    run_update(root, UpdateConfig(remove=("photo-000007",)))
+
+    def refusing(opening: Callable[..., Any]) -> Callable[..., Any]:
+        def opened(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if str(path).endswith(refused):
+                raise OSError(errno.EMFILE, "Too many open files")
+            return opening(path, *args, **kwargs)
+
+        return opened
+
+    monkeypatch.setattr(Path, "open", refusing(Path.open))
+    monkeypatch.setattr(Path, "read_bytes", refusing(Path.read_bytes))
+    monkeypatch.setattr("pyarrow.memory_map", refusing(pa.memory_map))
+    with pytest.raises(StorageError, match=r"Too many open files.*ulimit -n"):
+        PlaceMap.open(root, damaged="skip")
+
+
+def test_opening_a_map_raises_the_soft_limit_of_open_files(small: str, make_map: Make) -> None:
+    root = make_map(small, rows_per_shard=2)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, before[1]))
+    try:
+        with PlaceMap.open(root) as place_map:
+            assert len(place_map.manifest["shards"]) == 30
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_too_many_open_files_are_no_damage(
+    small: str, make_map: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is left out for that, not even where damage may be."""
     root = make_map(small, rows_per_shard=2)
+    monkeypatch.setattr("placeray.retrieval.shard.allow_many_files", lambda: None)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, before[1]))
     try:
