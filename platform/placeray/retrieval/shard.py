@@ -69,9 +69,17 @@ def _read_rows(path: Path, num_rows: int) -> pa.Table:
         raise unreadable(path, error) from None
     except pa.ArrowException as error:
         raise MapError(f"{path} is damaged ({error}): {ADVICE}") from None
-    missing = sorted(set(rows_schema().names) - set(table.schema.names))
+    missing = [field.name for field in rows_schema() if not _has(table.schema, field)]
     if missing:
-        raise MapError(f"{path} is damaged, it has no columns {', '.join(missing)}: {ADVICE}")
+        raise MapError(
+            f"{path} is damaged, it has no columns {', '.join(missing)} of the right type: {ADVICE}"
+        )
     if len(table) != num_rows:
         raise MapError(f"{path} has {len(table)} rows, its shard.json says {num_rows}: build the map again")
     return table
+
+
+def _has(schema: pa.Schema, field: pa.Field) -> bool:
+    """Whether there is one such column; others may be additions."""
+    place = schema.get_field_index(field.name)  # -1 for two of them too
+    return bool(place >= 0 and schema.field(place).type == field.type)

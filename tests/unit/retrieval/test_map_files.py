@@ -322,6 +322,22 @@ def test_rows_without_a_column_are_refused(small: str, make_map: Make) -> None:
         PlaceMap.open(root)
 
 
+def test_rows_with_a_column_of_another_type_are_refused(small: str, make_map: Make) -> None:
+    root = make_map(small)
+    file = next((Path(root) / "shards").glob("*/rows.arrow"))
+    table = pa.ipc.open_file(file.read_bytes()).read_all()
+    place = table.schema.get_field_index("lat")
+    with pa.ipc.new_file(file, table.set_column(place, "lat", table["lon"].cast(pa.string())).schema):
+        pass
+    manifest_file = Path(root) / "v0001" / "manifest.json"
+    manifest = json.loads(manifest_file.read_text())
+    manifest["shards"][0]["shard"]["files"]["rows.arrow"]["bytes"] = file.stat().st_size
+    del manifest["fingerprint"]
+    manifest_file.write_text(json.dumps(manifest))
+    with pytest.raises(MapError, match="it has no columns lat of the right type"):
+        PlaceMap.open(root)
+
+
 def test_what_is_no_map_is_refused(small: str, make_map: Make, tmp_path: Path) -> None:
     with pytest.raises(MapError, match="is no finished map, it has no file CURRENT"):
         PlaceMap.open(str(tmp_path / "nothing"))
