@@ -71,6 +71,18 @@ class _Stage(NamedTuple):
     engine: Engine
 
 
+def _is_filtered(within: Filter | Sequence[Filter] | None) -> bool:
+    """Whether some photos may not answer. Raises MapError for what is no filter."""
+    if within is None:
+        return False
+    for wanted in within if isinstance(within, Sequence) else [within]:
+        if not isinstance(wanted, Filter):
+            raise MapError(
+                f"within has a {type(wanted).__name__} where a Filter is expected: Filter() is one that lets all answer"
+            )
+    return isinstance(within, Sequence) or not within.is_empty
+
+
 def _alike(within: Filter | Sequence[Filter], num_queries: int) -> list[tuple[Filter, list[int]]]:
     """The different filters of some queries, each with the queries it is for."""
     if isinstance(within, Filter):
@@ -277,7 +289,7 @@ class PlaceMap:
             descriptor_dim=self.descriptor_dim,
             where=self._where,
         )
-        filtered = isinstance(within, Sequence) or (within is not None and not within.is_empty)
+        filtered = _is_filtered(within)
         if exhaustive:
             assert descriptors is not None
             wanted = max(top_k, self._shortlist(top_k, shortlist)) if one_per_panorama else top_k

@@ -348,6 +348,13 @@ def test_what_cannot_be_filtered_is_refused(
             place_map.search(codes[:3], None, top_k=1, within=[wanted, wanted])
         with pytest.raises(MapError, match="2 filters for 3 queries"):
             place_map.search(None, floats[:3], top_k=1, exhaustive=True, within=[wanted, wanted])
+        no_filters: list[Any] = [[None], [wanted, {"area": None}], "Paris", {"area": None}]
+        for within in no_filters:
+            for exhaustive in (False, True):
+                with pytest.raises(
+                    MapError, match=r"within has a (NoneType|dict|str) where a Filter is expected"
+                ):
+                    place_map.search(codes[:1], floats[:1], top_k=1, within=within, exhaustive=exhaustive)
         nobody = place_map.search(codes[:1], None, top_k=2, within=wanted)
         assert nobody.rows.tolist() == [[-1, -1]]
         assert place_map.search(codes[:1], None, top_k=1, within=Filter()).rows.tolist() == [[0]]
