@@ -14,6 +14,7 @@ read in one go, where a piece of it in every shard would be a jump in memory eac
 photos can be added, as a run of their own, without learning again.
 """
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placeray import storage
-from placeray.errors import MapError, StorageError
+from placeray.errors import MapError
 from placeray.retrieval.build import checksum, write_file
 from placeray.retrieval.codes import Bytes
 from placeray.retrieval.locks import emptied
-from placeray.retrieval.mapped import MappedFile
+from placeray.retrieval.mapped import MappedFile, unreadable
 from placeray.retrieval.quantizer import Quantizer
 
 QUANTIZER_FILE, LISTS_FILE = "quantizer.json", "lists.json"
@@ -153,7 +154,7 @@ def verify(folder: Path) -> None:
         try:
             digest = checksum(folder / file)
         except OSError as error:  # it may have gone with its version
-            raise MapError(f"{folder / file} cannot be read ({error.strerror}): {_ADVICE}") from None
+            raise unreadable(folder / file, error, _ADVICE) from None
         if digest != found["xxh3_128"]:
             raise MapError(f"{folder / file} has other bytes than when it was built: {_ADVICE}")
 
@@ -171,9 +172,11 @@ def _save_record(folder: Path, name: str, files: Sequence[str], record: Mapping[
 
 def _record(folder: Path, name: str) -> dict[str, Any]:
     try:
-        record = storage.read_json(str(folder / name))
-    except StorageError as error:
-        raise MapError(f"{folder / name} cannot be read ({error}): {_ADVICE}") from None
+        record = json.loads((folder / name).read_bytes())
+    except OSError as error:
+        raise unreadable(folder / name, error, _ADVICE) from None
+    except ValueError:
+        record = None
     if not isinstance(record, dict) or "files" not in record:
         raise MapError(f"{folder / name} is damaged: {_ADVICE}")
     return record

@@ -15,14 +15,14 @@ from placeray.errors import MapError, PlacerayError, StorageError
 ADVICE = "restore the file or build the map again"
 
 
-def unreadable(path: Path, error: OSError) -> PlacerayError:
+def unreadable(path: Path, error: OSError, advice: str = ADVICE) -> PlacerayError:
     """What to raise for a file that cannot be opened: that the process has no room for more is no damage."""
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         return StorageError(
             f"{path} cannot be opened ({error.strerror}): a map keeps three files of each shard open, "
             "raise `ulimit -n` or compact the map"
         )
-    return MapError(f"{path} cannot be read ({error.strerror or error}): {ADVICE}")
+    return MapError(f"{path} cannot be read ({error.strerror or error}): {advice}")
 
 
 def allow_many_files() -> None:

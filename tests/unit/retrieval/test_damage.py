@@ -1,5 +1,6 @@
 """Every damage is named and refused; what is whole can be opened without the rest and answers as if that were all."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -7,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placeray.errors import MapError
+from placeray.errors import MapError, StorageError
 from placeray.retrieval.filters import Circle, Filter
 from placeray.retrieval.manifest import publish, read_map_manifest
 from placeray.retrieval.map_lists import build_lists, calibrate, calibrated, learn_quantizer, plan_runs
@@ -238,6 +240,29 @@ def test_damaged_lists_leave_search_exact(
         np.testing.assert_array_equal(place_map.search(town.codes, town.floats, top_k=9).rows, exact.rows)
         with pytest.raises(MapError, match="opened without its damaged inverted lists"):
             place_map.search(town.codes, town.floats, top_k=1, mode="ivf")
+
+
+@pytest.mark.parametrize(
+    "refused", ["/codes.u8", "/rows.arrow", "/tombstones/", "/quantizer.json", "/lists.json"]
+)
+def test_a_file_that_may_not_be_opened_is_no_damage(
+    root: str, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    run_update(root, UpdateConfig(remove=("photo-000007",)))
+
+    def refusing(opening: Callable[..., Any]) -> Callable[..., Any]:
+        def opened(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if refused in str(path):
+                raise OSError(errno.EMFILE, "Too many open files")
+            return opening(path, *args, **kwargs)
+
+        return opened
+
+    monkeypatch.setattr(Path, "open", refusing(Path.open))
+    monkeypatch.setattr(Path, "read_bytes", refusing(Path.read_bytes))
+    monkeypatch.setattr("pyarrow.memory_map", refusing(pa.memory_map))
+    with pytest.raises(StorageError, match=f"{refused}.*Too many open files.*ulimit -n"):
+        PlaceMap.open(root, damaged="skip")
 
 
 def test_rows_that_no_run_has_lead_nowhere_else(town: Town, root: str) -> None:

@@ -1,6 +1,5 @@
 """Building resumes, publishing is atomic, and every damage is named and refused."""
 
-import errno
 import json
 import os
 import resource
@@ -263,28 +262,6 @@ def test_damaged_records_are_written_again(small: str, make_map: Make) -> None:
         assert finished_shard(part, root) is None
     record.write_text("[]")
     assert finished_shard(part, root) is None
-
-
-@pytest.mark.parametrize("refused", ["codes.u8", "rows.arrow", ".u32"])
-def test_each_file_that_may_not_be_opened_is_no_damage(
-    small: str, make_map: Make, monkeypatch: pytest.MonkeyPatch, refused: str
-) -> None:
-    root = make_map(small, rows_per_shard=20)
-    run_update(root, UpdateConfig(remove=("photo-000007",)))
-
-    def refusing(opening: Callable[..., Any]) -> Callable[..., Any]:
-        def opened(path: Any, *args: Any, **kwargs: Any) -> Any:
-            if str(path).endswith(refused):
-                raise OSError(errno.EMFILE, "Too many open files")
-            return opening(path, *args, **kwargs)
-
-        return opened
-
-    monkeypatch.setattr(Path, "open", refusing(Path.open))
-    monkeypatch.setattr(Path, "read_bytes", refusing(Path.read_bytes))
-    monkeypatch.setattr("pyarrow.memory_map", refusing(pa.memory_map))
-    with pytest.raises(StorageError, match=r"Too many open files.*ulimit -n"):
-        PlaceMap.open(root, damaged="skip")
 
 
 def test_opening_a_map_raises_the_soft_limit_of_open_files(small: str, make_map: Make) -> None:
