@@ -136,11 +136,10 @@ class _Stop:
 
 def _begin_no_more(answers: Iterator[Any], stop: str) -> None:
     """Return when no worker is at work any more; what goes wrong meanwhile is not what made the run fail."""
-    alive = ray.remote(num_cpus=0)(_Stop).options(name=stop).remote()
-    with contextlib.suppress(PlacerayError):
+    with contextlib.suppress(PlacerayError, ray.exceptions.RayError):
+        _alive = ray.remote(num_cpus=0)(_Stop).options(name=stop).remote()  # as long as this refers to it
         for _ in answers:
             pass
-    del alive
 
 
 def _stream(
