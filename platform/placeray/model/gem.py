@@ -1,11 +1,12 @@
 """GeM aggregation: a learnable generalised mean over the patches; for float descriptors and for codes."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from placeray.config import Config
 from placeray.model.products import linear
@@ -49,7 +50,7 @@ class GemHead(nn.Module):
 
     def _features(self, tokens: Tensor) -> Tensor:
         """(B, P, C) -> (B, P, C), each patch projected, of unit length."""
-        return F.normalize(linear(tokens, self.project.weight, self.project.bias), dim=-1)
+        return _UnitLength.apply(linear(tokens, self.project.weight, self.project.bias))
 
 
 def gem_shares(features: Tensor, p: Tensor, weight: Tensor) -> Tensor:
@@ -73,4 +74,49 @@ def gem_shares(features: Tensor, p: Tensor, weight: Tensor) -> Tensor:
 
 def generalised_mean(features: Tensor, p: Tensor) -> Tensor:
     """(B, P, C) -> (B, C): (mean over patches of max(feature, 1e-6) ^ p) ^ (1 / p), in float32."""
-    return features.float().clamp(min=EPS).pow(p).mean(dim=1).pow(1.0 / p)
+    return _GeneralisedMean.apply(features.float(), p)
+
+
+class _GeneralisedMean(torch.autograd.Function):
+    """torch's own steps forward; backward one power and one logarithm of all features instead of many passes."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, p: Tensor) -> Tensor:
+        powers = features.clamp(min=EPS).pow_(p)
+        mean = powers.mean(dim=1)
+        result = mean.pow(1.0 / p)
+        ctx.save_for_backward(features, powers, mean, result, p)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        features, powers, mean, result, p = ctx.saved_tensors
+        for_features = for_p = None
+        if ctx.needs_input_grad[0]:
+            slope = grad * result / (mean * features.shape[1])
+            for_features = (powers / features).mul_(slope[:, None])
+            for_features = torch.ops.aten.threshold_backward(for_features, features, EPS)
+        if ctx.needs_input_grad[1]:
+            mean_of_logs = features.clamp(min=EPS).log_().mul_(powers).mean(dim=1)
+            for_p = (grad * result * (mean_of_logs / mean - mean.log() / p)).sum().div(p)
+        return for_features, for_p
+
+
+class _UnitLength(torch.autograd.Function):
+    """`F.normalize` of the last dimension; backward in three passes, with nothing of that size kept but its result."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min(1e-12)
+        result = rows / length
+        ctx.save_for_backward(result, length)
+        ctx.dtype = rows.dtype
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        result, length = ctx.saved_tensors
+        along = (grad * result).sum(dim=-1, keepdim=True)
+        return torch.addcmul(grad, result, along, value=-1).div_(length).to(ctx.dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from placeray.errors import ConfigError
 from placeray.model.boq import BoqConfig
-from placeray.model.gem import GemConfig, generalised_mean
+from placeray.model.gem import GemConfig, GemHead, generalised_mean
 from placeray.model.heads import HEADS, build_head
 from placeray.model.salad import SaladConfig, assign_to_clusters
 
@@ -64,6 +64,26 @@ def test_generalised_mean_by_its_formula() -> None:
     first = ((0.5**p + 0.1**p) / 2) ** (1 / p)
     found = generalised_mean(features, torch.tensor([p]))
     torch.testing.assert_close(found, torch.tensor([[first, 1e-6]]))
+
+
+def plain_gem(head: GemHead, tokens: Tensor) -> Tensor:
+    """GeM by torch's own operations and their own backward."""
+    features = F.normalize(head.project(tokens), dim=-1)
+    return F.normalize(head.reduce(features.clamp(min=1e-6).pow(head.p).mean(dim=1).pow(1 / head.p)), dim=-1)
+
+
+def test_gradients_of_gem_equal_those_of_autograd() -> None:
+    torch.manual_seed(0)
+    head, found = GemHead(12, GemConfig(dim=5)), []
+    torch.nn.init.constant_(head.p, 2.7)
+    for forward in (lambda tokens: head(tokens, (2, 4)), lambda tokens: plain_gem(head, tokens)):
+        tokens = torch.randn(3, 8, 12, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        head.zero_grad()
+        result = forward(tokens)
+        (result * torch.linspace(-1, 1, 5)).sum().backward()
+        found.append([result, tokens.grad, *(value.grad.clone() for value in head.parameters())])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def slow_assignment(scores: Tensor, dust_bin: Tensor, iterations: int) -> Tensor:
