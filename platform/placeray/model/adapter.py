@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 
 from placeray.model.products import exact_product, layer_gradients, linear, product
 
@@ -17,6 +18,7 @@ ConvStart = Literal["reference", "small", "random"]
 
 # The published start of every adapter convolution is this constant; `small` is noise of this size instead.
 CONV_WEIGHT = 1e-5
+_OF_CHANNELS = ("weight", "bias", "running_mean", "running_var")
 
 
 class ConvUnit(nn.Module):
@@ -29,11 +31,7 @@ class ConvUnit(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, rows, columns) -> (B, C', rows, columns), not negative."""
-        return F.relu(self.before_relu(image), inplace=True)
-
-    def before_relu(self, image: Tensor) -> Tensor:
-        """The same without the ReLU, for a caller that applies one to several units at once."""
-        return self.bn(self.conv(image))
+        return F.relu(self.bn(self.conv(image)), inplace=True)
 
 
 class MultiConvAdapter(nn.Module):
@@ -49,40 +47,45 @@ class MultiConvAdapter(nn.Module):
         self.branch3 = nn.Sequential(ConvUnit(hidden, reduced, 1), ConvUnit(reduced, wide, 5))
         self.up = nn.Linear(hidden, width)
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """What the adapter adds to the running sum.
+    def forward(self, tokens: Tensor, grid: tuple[int, int], total: Tensor | None = None) -> Tensor:
+        """What the adapter adds to the running sum, added to it where that is given.
 
         Args:
             tokens: (B, T, C), the last rows * columns of the T being patches, row major. What stands before
                 them (a cls token) passes through the bottleneck doubled and never meets the patches.
             grid:   rows and columns of patches.
+            total:  (B, T, C), the running sum.
 
         Returns:
             (B, T, C); there is no outer skip.
         """
         hidden = F.relu(linear(tokens, self.down.weight, self.down.bias), inplace=True)
         patches = hidden[:, hidden.shape[1] - grid[0] * grid[1] :]
-        one, for_three, for_five = self._reduce(patches, grid)
-        three = self.branch2[1].before_relu(F.relu(for_three, inplace=True))
-        five = self.branch3[1].before_relu(F.relu(for_five, inplace=True))
-        # One ReLU over all three, so that backward keeps its result once, not before and after the concatenation.
-        scales = F.relu(torch.cat([one, three, five], dim=1), inplace=True)
+        scales = self._convolve(patches, grid)
         if not torch.is_grad_enabled():
-            return product(_mix(hidden, scales), self.up.weight, self.up.bias)
-        return _Expand.apply(hidden, scales, self.up.weight, self.up.bias)
+            return product(_mix(hidden, scales), self.up.weight, self.up.bias, total)
+        return _Expand.apply(hidden, scales, self.up.weight, self.up.bias, total)
 
-    def _reduce(self, patches: Tensor, grid: tuple[int, int]) -> list[Tensor]:
-        """What each branch's 1x1 convolution and batch norm make of patches (B, P, C / 2), before ReLU.
+    def _convolve(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """What the three branches make of patches (B, P, C / 2): (B, C / 2, rows, columns), not negative.
 
-        The three convolutions are one matrix product over tokens, which reads and differentiates the patches once.
+        Their 1x1 convolutions are one matrix product over tokens, which reads and differentiates the patches once, and
+        what is normalised at the same depth is one batch norm. All images are in channels-last order.
         """
         units = (self.branch1, self.branch2[0], self.branch3[0])
         weight = torch.cat([unit.conv.weight for unit in units]).flatten(1)
         bias = torch.cat([unit.conv.bias for unit in units])
-        parts = linear(patches, weight, bias).split([len(unit.conv.weight) for unit in units], dim=-1)
-        # In one piece each, in channels-last order: batch norm is slow on strided channels.
-        images = [part.contiguous().unflatten(1, grid).permute(0, 3, 1, 2) for part in parts]
-        return [unit.bn(image) for unit, image in zip(units, images, strict=True)]
+        image = linear(patches, weight, bias).unflatten(1, grid).permute(0, 3, 1, 2)
+        num_channels = [len(unit.conv.weight) for unit in units]
+        one, for_others = image.split([num_channels[0], sum(num_channels[1:])], dim=1)
+        # In a piece of their own: batch norm is slow on strided channels.
+        reduced = _normalise(
+            [unit.bn for unit in units[1:]], for_others.contiguous(memory_format=torch.channels_last)
+        )
+        for_three, for_five = F.relu(reduced, inplace=True).split(num_channels[1:], dim=1)
+        three, five = self.branch2[1], self.branch3[1]
+        scales = torch.cat([one, three.conv(for_three), five.conv(for_five)], dim=1)
+        return F.relu(_normalise([self.branch1.bn, three.bn, five.bn], scales), inplace=True)
 
     @torch.no_grad()
     def initialise(self, conv_start: ConvStart) -> None:
@@ -107,20 +110,26 @@ class MultiConvAdapter(nn.Module):
 class _Expand(torch.autograd.Function):
     """`up` of hidden tokens (B, T, C / 2) plus what the convolutions made of the patches (B, C / 2, rows, columns).
 
-    Both terms are kept for backward anyway; their sum is added up again there instead of being kept as well. That
-    takes a sixth off what an adapter keeps, at the price of one addition.
+    It is added to a running sum (B, T, C), where there is one. Both terms of the product are kept for backward anyway;
+    their sum is added up again there instead of being kept as well. That takes a sixth off what an adapter keeps, at
+    the price of one addition.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, scales: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, scales: Tensor, weight: Tensor, bias: Tensor, total: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(hidden, scales, weight)
-        return exact_product(_mix(hidden, scales), weight, bias)
+        ctx.total_dtype = total.dtype if total is not None else None
+        return exact_product(_mix(hidden, scales), weight, bias, total)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        hidden, scales, weight = ctx.saved_tensors  # under autocast the weight is wider than the rest
-        for_weight, for_bias = layer_gradients(grad, _mix(hidden, scales).to(grad.dtype))
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        for_total = grad.to(ctx.total_dtype) if ctx.total_dtype is not None else None
+        hidden, scales, weight = ctx.saved_tensors
+        grad = grad.to(hidden.dtype)  # under autocast the weight and the running sum are wider than the rest
+        for_weight, for_bias = layer_gradients(grad, _mix(hidden, scales))
         for_mixed = product(grad, weight.to(grad.dtype).t())
         num_prefix = hidden.shape[1] - scales.shape[2] * scales.shape[3]
         for_patches = for_mixed[:, num_prefix:]
@@ -129,11 +138,28 @@ class _Expand(torch.autograd.Function):
         if num_prefix:
             for_hidden = torch.cat([2 * for_mixed[:, :num_prefix], for_patches], dim=1)
         return (
-            for_hidden.to(hidden.dtype),
+            for_hidden,
             for_scales.to(scales.dtype),
             for_weight.to(weight.dtype),
             for_bias.to(weight.dtype),
+            for_total,
         )
+
+
+def _normalise(norms: list[nn.BatchNorm2d], image: Tensor) -> Tensor:
+    """Several batch norms of one kind, each of its share of the channels, in one pass."""
+    joint = {name: torch.cat([getattr(norm, name) for norm in norms]) for name in _OF_CHANNELS}
+    joint["num_batches_tracked"] = norms[0].num_batches_tracked.clone()
+    # As a call of one of them, which may be normalising over the photos of all ranks.
+    found = functional_call(norms[0], joint, (image,))
+    if norms[0].training:
+        sizes = [len(norm.weight) for norm in norms]
+        means, variances = joint["running_mean"].split(sizes), joint["running_var"].split(sizes)
+        for norm, mean, variance in zip(norms, means, variances, strict=True):
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+            norm.num_batches_tracked.copy_(joint["num_batches_tracked"])
+    return found
 
 
 def _mix(hidden: Tensor, scales: Tensor) -> Tensor:

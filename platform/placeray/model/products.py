@@ -43,30 +43,61 @@ class _Linear(torch.autograd.Function):
         return for_rows, *layer_gradients(grad, rows)
 
 
-def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
-    """The same outside any graph, with GELU (by the error function) on the result if wanted."""
-    if _goes_to_onednn(rows):
-        activation, kind = ("gelu", "none") if gelu else ("none", "")
-        flat = rows.flatten(0, -2)
-        found = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, activation, [], kind)
-        return found.view(*rows.shape[:-1], len(weight))
-    result = F.linear(rows, weight, bias)
-    return torch.ops.aten.gelu_(result) if gelu else result
-
-
-def exact_product(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`F.linear` outside any graph, with rounding errors no larger than torch's."""
+def product(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    total: Tensor | None = None,
+    *,
+    gelu: bool = False,
+) -> Tensor:
+    """The same outside any graph: with GELU (by the error function) on the result, or added to (..., m) total."""
     if not _goes_to_onednn(rows):
-        return F.linear(rows, weight, bias)
+        return _added(F.linear(rows, weight, bias), total, gelu=gelu)
+    flat = rows.flatten(0, -2)
+    found = _product(flat, weight, bias, None if total is None else total.flatten(0, -2), gelu=gelu)
+    return found.view(*rows.shape[:-1], len(weight))
+
+
+def exact_product(rows: Tensor, weight: Tensor, bias: Tensor | None, total: Tensor | None = None) -> Tensor:
+    """`product` with rounding errors no larger than torch's."""
+    if not _goes_to_onednn(rows):
+        return _added(F.linear(rows, weight, bias), total)
     num_pieces = -(-weight.shape[1] // SUMMED_AT_ONCE)
     # Pieces in memory of their own: on strided rows oneDNN is slower by far.
     of_rows = [piece.contiguous() for piece in rows.flatten(0, -2).chunk(num_pieces, dim=1)]
     of_weight = [piece.contiguous() for piece in weight.chunk(num_pieces, dim=1)]
-    total = torch.ops.mkldnn._linear_pointwise(of_rows[0], of_weight[0], bias, "none", [], "")
+    sums = _product(of_rows[0], of_weight[0], bias)
     for some, others in zip(of_rows[1:], of_weight[1:], strict=True):
-        total = torch.ops.mkldnn._linear_pointwise.binary(some, total, others, None, "add")
+        _add_product(sums, some, others)
+    if total is not None:
+        sums += total.flatten(0, -2)  # last, so that the pieces are not rounded to what it can tell
     # Not a view to autograd, like the result of `F.linear`: the caller may change it in place.
-    return torch.ops.aten._unsafe_view(total, (*rows.shape[:-1], len(weight)))
+    return torch.ops.aten._unsafe_view(sums, (*rows.shape[:-1], len(weight)))
+
+
+def _added(found: Tensor, total: Tensor | None, *, gelu: bool = False) -> Tensor:
+    if gelu:
+        torch.ops.aten.gelu_(found)
+    return found if total is None else total + found
+
+
+def _product(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, total: Tensor | None = None, *, gelu: bool = False
+) -> Tensor:
+    """By oneDNN, (N, n) rows, (m, n) weight, (N, m) total -> (N, m)."""
+    if total is not None:
+        return torch.ops.mkldnn._linear_pointwise.binary(rows, total.contiguous(), weight, bias, "add")
+    activation, kind = ("gelu", "none") if gelu else ("none", "")
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, activation, [], kind)
+
+
+def _add_product(sums: Tensor, rows: Tensor, weight: Tensor) -> None:
+    """sums += rows @ weight.T, as a 1x1 convolution: the only product that oneDNN adds to memory which is there."""
+    torch.ops.mkldnn._convolution_pointwise_.binary(
+        _as_image(sums), _as_image(rows), weight[:, :, None, None], None,
+        [0, 0], [1, 1], [1, 1], 1, "add", 1.0, None, [], "",
+    )  # fmt: skip
 
 
 def layer_gradients(grad: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,8 +115,8 @@ def layer_gradients(grad: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _as_image(rows: Tensor) -> Tensor:
-    """Rows (N, C) as an image (1, C, N, 1) in channels-last order, over the same memory where they are contiguous."""
-    return rows.contiguous()[None, :, None].permute(0, 3, 1, 2)
+    """Rows (N, C) as an image (1, C, 1, N) in channels-last order, over the same memory where they are contiguous."""
+    return rows.contiguous()[None, None].permute(0, 3, 1, 2)
 
 
 def _goes_to_onednn(rows: Tensor) -> bool:

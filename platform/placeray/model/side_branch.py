@@ -35,7 +35,7 @@ class SideBranch(nn.Module):
 
     def step(self, index: int, total: Tensor, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """The running sum after adapter `index`; total and tokens are (B, T, C)."""
-        return total + self.adapters[index](total + tokens, grid)
+        return self.adapters[index](total + tokens, grid, total)
 
     def freeze(self, frozen: bool) -> None:
         """Switch gradients off and stay in eval mode, so that batch norm statistics stand still."""

@@ -69,6 +69,9 @@ def test_equals_its_slow_twin(
     torch.testing.assert_close(made(tokens, grid), expected, rtol=1e-5, atol=1e-6)
     with torch.no_grad():
         torch.testing.assert_close(made(tokens, grid), expected, rtol=1e-5, atol=1e-6)
+        added = made(tokens, grid, tokens)
+    torch.testing.assert_close(made(tokens, grid, tokens), tokens + expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(added, tokens + expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(tokens, before)  # what is done in place stays inside
 
 
@@ -86,15 +89,22 @@ def plain_forward(made: MultiConvAdapter, tokens: Tensor, grid: tuple[int, int])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_gradients_equal_those_of_the_published_forward(num_prefix: int, dtype: torch.dtype) -> None:
     found = []
-    for forward in (MultiConvAdapter.forward, plain_forward):
+    forwards = (
+        lambda *given: given[1] + MultiConvAdapter.forward(*given),
+        lambda *given: MultiConvAdapter.forward(*given, given[1]),
+        lambda *given: given[1] + plain_forward(*given),
+    )
+    for forward in forwards:
         made = adapter().to(dtype).train()
         tokens = torch.randn(3, num_prefix + 15, WIDTH, generator=torch.Generator().manual_seed(0)).to(dtype)
         tokens.requires_grad_()
         result = forward(made, tokens, (3, 5))
         (result * torch.linspace(-1, 1, result.numel()).view_as(result)).sum().backward()
-        found.append([result, tokens.grad, *(value.grad for value in made.parameters())])
+        gradients = [tokens.grad, *(value.grad for value in made.parameters())]
+        found.append([result, *gradients, *made.buffers()])  # these are the statistics of batch norm
     tolerance = {"rtol": 1e-9, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
-    for ours, theirs in zip(*found, strict=True):
+    for added, ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(added, theirs, **tolerance)
         torch.testing.assert_close(ours, theirs, **tolerance)
 
 
@@ -105,6 +115,7 @@ def test_gradients_under_autocast_are_near_those_of_float32() -> None:
         tokens = torch.randn(3, 16, WIDTH, generator=torch.Generator().manual_seed(0)).requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
             result = made(tokens, (3, 5))
+            assert made(tokens, (3, 5), tokens).dtype == torch.float32  # the running sum stays as it is
         assert result.dtype == precision
         result.float().square().sum().backward()
         found.append(

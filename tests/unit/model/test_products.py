@@ -49,6 +49,11 @@ def test_a_product_is_that_of_torch(
     bias = drawn(widths[1], seed=2) if with_bias else None
     expected = F.linear(rows.double(), weight.double(), None if bias is None else bias.double())
     close(product(rows, weight, bias, gelu=gelu), (F.gelu(expected) if gelu else expected).float())
+    total = drawn(*lead, 2 * widths[1], seed=3)[..., widths[1] :]
+    before = total.clone()
+    for added in (product, exact_product):
+        close(added(rows, weight, bias, total), (total + expected).float())
+        assert torch.equal(total, before)
 
 
 @settings(max_examples=30, deadline=None)

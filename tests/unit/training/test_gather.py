@@ -8,8 +8,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from placeray.model.adapter import MultiConvAdapter
 from placeray.training.gather import gather_rows, rows_of_ranks
 from placeray.training.global_batchnorm import GlobalBatchNorm2d, use_global_batchnorm
 
@@ -17,11 +19,19 @@ WORLD = 2
 SHARES = [5, 3]  # ranks may hold different numbers of rows
 
 
-def _network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 6)
-    ).double()
+class _Network(nn.Module):
+    """A batch norm that is called, and those of an adapter, which are joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32)
+        self.adapter, self.reduce = MultiConvAdapter(32), nn.Linear(32, 6)
+        self.double()
+
+    def forward(self, images: Tensor) -> Tensor:
+        image = F.relu(self.norm(self.conv(images)))
+        return self.reduce(self.adapter(image.flatten(2).transpose(1, 2), image.shape[2:]).mean(dim=1))
 
 
 def _inputs() -> Tensor:
@@ -36,7 +46,7 @@ def _all_pairs_loss(rows: Tensor) -> Tensor:
 def _rank_main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
-    model = use_global_batchnorm(_network())
+    model = use_global_batchnorm(_Network())
     own = _inputs().split(SHARES)[rank]
     counts = rows_of_ranks(len(own), own.device)
     rows = gather_rows(model(own), counts)
@@ -65,7 +75,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def alone() -> nn.Module:
     """The slow, obvious twin: one process, torch's own BatchNorm, the whole batch."""
-    model = _network()
+    model = _Network()
     model.loss = _all_pairs_loss(model(_inputs()))
     model.loss.backward()
     return model
@@ -91,12 +101,12 @@ def test_running_statistics_equal_those_of_one_process(ranks: list[dict[str, Any
 
 
 def test_global_batchnorm_keeps_parameters_and_keys() -> None:
-    model = _network()
+    model = _Network()
     before = copy.deepcopy(model.state_dict())
-    weight = model[1].weight
+    weight = model.norm.weight
     use_global_batchnorm(model)
-    assert isinstance(model[1], GlobalBatchNorm2d)
-    assert model[1].weight is weight, "a new parameter would not be in the optimizer"
+    assert isinstance(model.norm, GlobalBatchNorm2d)
+    assert model.norm.weight is weight, "a new parameter would not be in the optimizer"
     assert model.state_dict().keys() == before.keys()
 
 
