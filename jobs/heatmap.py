@@ -15,7 +15,7 @@ from placeray.errors import DataError
 from placeray.jobspecs.heatmap import HeatMapJob
 from placeray.model.checkpoint import load_checkpoint
 from placeray.model.heatmaps import draw_heat_maps, heat_maps
-from placeray.model.inputs import list_photos
+from placeray.model.inputs import list_photos, read_photo
 from placeray.model.preprocess import decode, to_input
 from placeray.tracking.registry import locate_checkpoint
 
@@ -27,7 +27,7 @@ def main() -> None:
     photos = list_photos(job.inputs)
     for number, uri in enumerate(photos):
         try:
-            photo = decode(storage.read_bytes(uri))
+            photo = decode(read_photo(uri))
         except DataError as error:
             print(f"heatmap: rejected {uri}: {error}")
             rejected += 1

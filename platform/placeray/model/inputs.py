@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from placeray import storage
-from placeray.errors import DataError
+from placeray.errors import DataError, StorageError
 from placeray.model.preprocess import PreprocessConfig, decode_to_input
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
@@ -22,7 +22,7 @@ class PhotoInputs:
     Attributes:
         uris:     of the photos, in the order in which they are described.
         accepted: uris read so far.
-        rejected: uri and reason of the photos that could not be decoded.
+        rejected: uri and reason of the photos that could not be read or decoded.
     """
 
     uris: list[str]
@@ -34,11 +34,11 @@ class PhotoInputs:
         return len(self.uris)
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """(B, 3, size, size) float32; photos that cannot be decoded are left out and remembered."""
+        """(B, 3, size, size) float32; photos that cannot be read or decoded are left out and remembered."""
         batch: list[Tensor] = []
         for uri in self.uris:
             try:
-                batch.append(decode_to_input(storage.read_bytes(uri), self.preprocess))
+                batch.append(decode_to_input(read_photo(uri), self.preprocess))
             except DataError as error:
                 self.rejected.append((uri, str(error)))
                 continue
@@ -100,6 +100,21 @@ def list_photos(uri: str) -> list[str]:
     if not photos:
         raise DataError(f"{storage.resolve(uri)} holds no photo ({', '.join(PHOTO_SUFFIXES)})")
     return photos
+
+
+def read_photo(uri: str) -> bytes:
+    """The bytes of one photo of many.
+
+    Raises:
+        DataError: there is no such file (a link to nothing), or a local one cannot be read: the fault of this photo.
+        StorageError: an object store has it and does not give it: the next photo would fare no better.
+    """
+    try:
+        return storage.read_bytes(uri)
+    except StorageError as error:
+        if storage.is_remote(uri) and storage.exists(uri):
+            raise
+        raise DataError(f"cannot read the file: {error}") from None
 
 
 def _read_array(uri: str) -> np.ndarray:

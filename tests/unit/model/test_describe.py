@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from placeray import storage
 from placeray.errors import DataError, StorageError
 from placeray.model.checkpoint import load_checkpoint, save_checkpoint
 from placeray.model.describe import EmbedConfig, describe, describe_inputs
-from placeray.model.inputs import open_inputs
+from placeray.model.inputs import PhotoInputs, open_inputs
 from placeray.model.preprocess import PreprocessConfig, to_input
 
 CARD = {
@@ -88,6 +89,38 @@ def test_a_folder_is_described_in_order_of_names_and_bad_photos_are_left_out(
     assert len(inputs) == 3
     batch = torch.stack([to_input(Image.open(path).convert("RGB"), CONFIG) for path in kept])
     np.testing.assert_allclose(found.float, describe(model, batch).float, atol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["gone.png", "/proc/self/mem"])
+def test_a_photo_that_cannot_be_read_is_left_out_like_one_that_cannot_be_decoded(
+    target: str, photos: Path, make_model
+) -> None:
+    """A link to nothing, and a file whose reading fails."""
+    if target.startswith("/") and not Path(target).exists():
+        pytest.skip("needs a file that is there and cannot be read, as Linux has one")
+    (photos / "b.jpg").unlink()
+    (photos / "b.jpg").symlink_to(target)
+    inputs = open_inputs(str(photos), CONFIG)
+    describe_inputs(make_model("gem", 16), inputs, EmbedConfig())
+    assert [Path(uri).name for uri in inputs.accepted] == ["a.png", "c.jpeg"]
+    ((uri, reason),) = inputs.rejected
+    assert uri == str(photos / "b.jpg")
+    assert reason.startswith("cannot read the file: ")
+
+
+def test_a_store_that_fails_is_no_fault_of_a_photo(monkeypatch, make_model) -> None:
+    inputs = PhotoInputs(["s3://bucket/a.jpg"], CONFIG)
+
+    def fail(uri: str) -> bytes:
+        raise StorageError(f"{uri}: the object store does not answer")
+
+    monkeypatch.setattr(storage, "read_bytes", fail)
+    monkeypatch.setattr(storage, "exists", lambda uri: False)
+    with pytest.raises(DataError, match=r"none of the inputs could be described: s3://bucket/a\.jpg"):
+        describe_inputs(make_model(), inputs, EmbedConfig())
+    monkeypatch.setattr(storage, "exists", lambda uri: True)
+    with pytest.raises(StorageError, match="does not answer"):
+        describe_inputs(make_model(), inputs, EmbedConfig())
 
 
 def test_an_array_goes_in_as_it_is(tmp_path: Path, make_model, images) -> None:

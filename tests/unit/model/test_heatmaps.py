@@ -84,6 +84,7 @@ def test_the_job_writes_a_sheet_per_photo(
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (80, 60), "red").save(tmp_path / "photos" / "wall.png")
     (tmp_path / "photos" / "bad.jpg").write_text("no photo")
+    (tmp_path / "photos" / "gone.jpg").symlink_to("nowhere.jpg")
     values = {
         "checkpoint": tmp_path / "checkpoint",
         "inputs": tmp_path / "photos",
@@ -92,9 +93,9 @@ def test_the_job_writes_a_sheet_per_photo(
     arguments = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
     monkeypatch.setattr(sys, "argv", ["heatmap.py", *arguments])
     runpy.run_path(str(repository / "jobs" / "heatmap.py"), run_name="__main__")
-    assert "read 2, kept 1, rejected 1" in capsys.readouterr().out
+    assert "read 3, kept 1, rejected 2" in capsys.readouterr().out
     (sheet,) = (tmp_path / "maps").iterdir()
-    assert sheet.name == "0001-wall.png"
+    assert sheet.name == "0002-wall.png"
     assert Image.open(sheet).size == (4 * PANEL_PX, 240 + TITLE_PX)  # photo, frozen, float, code
 
 
