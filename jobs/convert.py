@@ -5,9 +5,10 @@ python jobs/convert.py --set checkpoint=SelaVPRplusplus.pth --set output=checkpo
 python jobs/convert.py --set checkpoint=runs/toy/checkpoints/hash --set output=mine.pth --set form=published
 """
 
+from placeray import storage
 from placeray.config import parse_job, run_main
 from placeray.jobspecs.convert import ConvertJob
-from placeray.model.card import bare_card
+from placeray.model.card import WEIGHTS_FILE, bare_card
 from placeray.model.checkpoint import (
     LoadedModel,
     load_checkpoint,
@@ -21,6 +22,9 @@ from placeray.tracking.registry import locate_checkpoint
 
 def main() -> None:
     job = parse_job(ConvertJob, __doc__)
+    if job.output is not None:
+        is_folder = job.form == "folder"
+        storage.check_can_write(storage.join(job.output, WEIGHTS_FILE) if is_folder else job.output)
     loaded = load_checkpoint(locate_checkpoint(job.checkpoint, job.tracking).uri)
     print("\n".join(inspect(loaded)))
     if job.output is None:

@@ -9,6 +9,7 @@ The inputs are a photo, a folder of photos, or a .npy of normalised float32 (N, 
 import sys
 import time
 
+from placeray import storage
 from placeray.config import parse_job, run_main
 from placeray.jobspecs.describe import DescribeJob
 from placeray.model.checkpoint import load_checkpoint
@@ -20,6 +21,7 @@ from placeray.tracking.registry import locate_checkpoint
 def main() -> None:
     job = parse_job(DescribeJob, __doc__)
     started = time.monotonic()
+    storage.check_can_write(job.output)
     loaded = load_checkpoint(locate_checkpoint(job.checkpoint, job.tracking).uri)
     inputs = open_inputs(job.inputs, job.preprocess or loaded.preprocess)
 

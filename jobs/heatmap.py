@@ -23,6 +23,7 @@ from placeray.tracking.registry import locate_checkpoint
 def main() -> None:
     job = parse_job(HeatMapJob, __doc__)
     started, rejected = time.monotonic(), 0
+    storage.check_can_write(storage.join(job.output, "0000.png"))
     loaded = load_checkpoint(locate_checkpoint(job.checkpoint, job.tracking).uri)
     photos = list_photos(job.inputs)
     for number, uri in enumerate(photos):

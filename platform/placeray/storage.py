@@ -17,6 +17,7 @@ import json
 import os
 import random
 import re
+import tempfile
 import time
 import uuid
 from collections import deque
@@ -301,6 +302,30 @@ def write_bytes(uri: str, data: bytes) -> None:
         return
     with FileWriter(uri) as file:
         file.write(data)
+
+
+def check_can_write(uri: str) -> None:
+    """Try whether a file can be written at `uri`, before the work goes into what it is to hold; no trace is left.
+
+    The rights of a folder are not asked, they do not tell everything. An object store is not tried: to take back what
+    was tried needs a right of its own.
+
+    Raises:
+        StorageError: there is a folder of that name, or the folder it would be in cannot be written or made.
+    """
+    full = resolve(uri)
+    if is_remote(full):
+        return
+    if os.path.isdir(full):
+        raise StorageError(f"cannot write {full}: it is a folder; choose another output")
+    there = os.path.dirname(full)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    try:
+        with tempfile.TemporaryDirectory(prefix=_LITTER, dir=there):
+            pass
+    except OSError as error:
+        raise StorageError(f"cannot write {full}: {there}: {error.strerror}") from None
 
 
 def create_bytes(uri: str, data: bytes) -> bool:

@@ -139,6 +139,46 @@ def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
         storage.list_files(str(tmp_path / "none"))
 
 
+@pytest.mark.parametrize(
+    "output", ["new/folder/out.npz", "there/out.npz", "there/old.npz", "s3://bucket/out.npz"]
+)
+def test_where_a_file_can_be_written_the_check_leaves_no_trace(tmp_path: Path, output: str) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "old.npz").write_text("old")
+    before = sorted(tmp_path.rglob("*"))
+    storage.check_can_write(output if "://" in output else f"{tmp_path}/{output}")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        ("{here}/folder", "cannot write {here}/folder: it is a folder; choose another output"),
+        ("{here}/file/out.npz", "cannot write {here}/file/out.npz: {here}/file: Not a directory"),
+        (
+            "{here}/nowhere/out.npz",
+            "cannot write {here}/nowhere/out.npz: {here}/nowhere: No such file or directory",
+        ),
+        ("/proc/a/out.npz", "cannot write /proc/a/out.npz: /proc: No such file or directory"),
+    ],
+)
+def test_where_no_file_can_be_written_it_is_said(tmp_path: Path, output: str, sentence: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    with pytest.raises(StorageError) as error:
+        storage.check_can_write(output.format(here=tmp_path))
+    assert str(error.value) == sentence.format(here=tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_the_right_to_write_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StorageError, match=r"cannot write .*: Permission denied"):
+        storage.check_can_write(f"{tmp_path}/out.npz")
+    tmp_path.chmod(0o700)
+
+
 def test_damaged_json_and_parquet_are_named(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"{")
     with pytest.raises(StorageError, match="not valid JSON"):

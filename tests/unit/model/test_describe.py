@@ -178,6 +178,21 @@ def test_the_describe_job(checkpoint, photos, tmp_path, monkeypatch, repository,
     np.testing.assert_allclose(found["float"], expected.float, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["describe", "heatmap", "convert"])
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_computed(
+    name, photos, tmp_path, monkeypatch, repository, capsys
+) -> None:
+    """Even before the checkpoint is opened: there is none."""
+    (tmp_path / "file").write_text("no folder")
+    values = {"checkpoint": str(tmp_path / "none"), "output": str(tmp_path / "file" / "out.npz")}
+    if name != "convert":
+        values["inputs"] = str(photos)
+    with pytest.raises(SystemExit):
+        run_job(name, monkeypatch, repository, **values)
+    assert f"cannot write {values['output']}" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "photos"]
+
+
 @pytest.mark.parametrize("form", ["folder", "published", "hub"])
 def test_the_convert_job(form, checkpoint, tmp_path, monkeypatch, repository, capsys) -> None:
     output = str(tmp_path / "converted")
