@@ -103,7 +103,7 @@ def run_evaluation(
     """Evaluate the last of `systems`, compared with the first when there are two, and write `output`.
 
     Raises:
-        StorageError: a map or descriptors folder is not finished.
+        StorageError: a map or descriptors folder is not finished, or `output` cannot be written.
         MapError: queries and map come from different models.
         ConfigError: neither the config nor the queries say which answers are right, or a label is used twice.
     """
@@ -113,6 +113,7 @@ def run_evaluation(
     finished = finished_evaluation(output, key)
     if finished is not None:
         return finished
+    storage.check_can_write(storage.join(output, PAGE_FILE))
     evaluated = [_evaluate(system, benchmark, say) for system in systems]
     queries = evaluated[-1][1]
     if any(table.column("image_id") != queries.column("image_id") for _, table in evaluated):

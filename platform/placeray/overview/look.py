@@ -46,7 +46,7 @@ def look(config: LookConfig, output: str, say: Say = print) -> Outcome:
     """Make the figures and the page of `config.inputs`, or read the figures of an earlier run on the same.
 
     Raises:
-        StorageError: an input is not there or not finished.
+        StorageError: an input is not there or not finished, or `output` cannot be written.
         DataError: an input is no normalized data set.
     """
     roots = [open_input(root) for root in config.inputs]
@@ -54,6 +54,7 @@ def look(config: LookConfig, output: str, say: Say = print) -> Outcome:
     if storage.has_manifest(output) and storage.read_manifest(output).get("key") == key:
         figures = storage.read_json(storage.join(output, FIGURES_FILE))
         return Outcome(Overview.model_validate(figures), page_uri, already_finished=True)
+    storage.check_can_write(page_uri)
     sources = open_sources(config, roots)
     say(f"counting the photos of {len(sources)} sources")
     count_sources(config, roots, sources)

@@ -111,6 +111,20 @@ def test_queries_of_another_model_are_refused(make_system, tmp_path):
         run_evaluation(BENCHMARK, [mixed], PageConfig(), str(tmp_path / "r"))
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_asked(make_system, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    said: list[str] = []
+    with pytest.raises(StorageError, match=r"cannot write .*/file/r/page\.html: .*/file: Not a directory"):
+        run_evaluation(
+            BENCHMARK,
+            [system("only", make_system("a", noise=0.5))],
+            PageConfig(),
+            str(tmp_path / "file" / "r"),
+            said.append,
+        )
+    assert said == []
+
+
 def test_a_rule_must_be_known_and_labels_must_differ(make_system, tmp_path):
     files = make_system("a", noise=0.5)
     manifest = storage.read_manifest(files.queries)

@@ -201,6 +201,17 @@ def test_inputs_that_cannot_be_looked_at(write_set: Any, rows: list[dict[str, An
     assert not (tmp_path / "look").exists()
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_counted(
+    write_set: Any, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    said: list[str] = []
+    config = LookConfig(inputs=(str(write_set("one", rows, RULE)),))
+    with pytest.raises(StorageError, match=r"cannot write .*/file/look/page\.html: .*/file: Not a directory"):
+        look(config, str(tmp_path / "file" / "look"), said.append)
+    assert said == []
+
+
 def test_photos_that_moved_away_leave_a_gap(write_set: Any, make_photo: Any, tmp_path: Path) -> None:
     rows = [
         make_photo(n, split="test", role="query", lat=1.0, lon=1.0, image=b"no picture") for n in range(3)
