@@ -24,7 +24,7 @@ from placeray.cluster.indexing import build_index
 from placeray.cluster.searching import search_many
 from placeray.cluster.updating import update_map
 from placeray.contracts import table_manifest, table_schema, validate_table
-from placeray.errors import ConfigError, DataError, MapError
+from placeray.errors import ConfigError, DataError, MapError, StorageError
 from placeray.jobspecs.embed import PhotoSelection
 from placeray.model.checkpoint import load_checkpoint, save_checkpoint
 from placeray.model.describe import EmbedConfig, describe
@@ -220,6 +220,27 @@ def test_a_finished_embed_is_left_alone(
         run_embed(normalized, other, described / "database", "database")
     with pytest.raises(DataError, match=r"no photo in .* is selected by dataset drawn, role train"):
         run_embed(normalized, checkpoint, tmp_path / "none", "train")
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_computed(
+    normalized: str, checkpoint: str, described: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place_map = str(tmp_path / "map")
+    build_index(IndexConfig(rows_per_shard=5), str(described / "database"), place_map)
+    for room in (embedding, indexing, searching):
+        monkeypatch.delattr(room, "run_parts")
+    (tmp_path / "file").write_text("no folder")
+    output = tmp_path / "file" / "out"
+    for job in (
+        lambda: run_embed(normalized, checkpoint, output, "query"),
+        lambda: build_index(IndexConfig(), str(described / "database"), str(output)),
+        lambda: search_many(SearchConfig(), str(described / "database"), place_map, str(output), num_cpus=1),
+    ):
+        with pytest.raises(
+            StorageError, match=r"cannot write .*/file/out/\w+(\.json)?: .*/file: Not a directory"
+        ):
+            job()
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -188,6 +188,16 @@ def test_workers_that_never_fit_are_refused_at_once(ray_session: Any, folder: st
         train(_spec(folder, "wide"), WorkersConfig(num_workers=50, cpus_per_worker=2), Recorder())
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_a_worker_starts(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("placeray.cluster.training.ensure_ray")
+    (tmp_path / "file").write_text("no folder")
+    spec = _spec(folder, "x").model_copy(update={"output": str(tmp_path / "file" / "x")})
+    with pytest.raises(StorageError, match=r"cannot write .*/file/x/card\.json: .*/file: Not a directory"):
+        train(spec, ONE_THREAD, Recorder())
+
+
 def test_the_hash_recipe_needs_a_start(folder: str) -> None:
     with pytest.raises(ValueError, match="needs start_from"):
         _spec(folder, "x", recipe="hash")

@@ -122,7 +122,7 @@ def embed(
         registered: name and version of the registered model that the checkpoint is; kept in the manifest.
 
     Raises:
-        StorageError: the data set or the checkpoint is not finished.
+        StorageError: the data set or the checkpoint is not finished, or `output` cannot be written.
         DataError: no photo is selected.
         ConfigError: `output` holds descriptors of other photos or another model.
     """
@@ -136,6 +136,7 @@ def embed(
     key = _hash([*how, select.model_dump(), images["fingerprint"], rules])
     if storage.has_manifest(output):
         return _finished(output, key, time.monotonic() - start)
+    storage.check_can_write(storage.join(output, storage.MANIFEST))
     parts, pairs = _plan(storage.join(normalized, "images"), images["files"], select, how)
     reports = run_parts(
         parts,

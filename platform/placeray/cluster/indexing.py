@@ -13,6 +13,7 @@ from placeray.cluster.parts import Part, Report, run_parts
 from placeray.retrieval.build import build_shard, finished_shard
 from placeray.retrieval.lists import is_finished
 from placeray.retrieval.manifest import (
+    CURRENT,
     Manifest,
     advance,
     compose,
@@ -94,7 +95,7 @@ def build_index(
         queries: descriptors of held-out queries that inverted lists are calibrated with; photos of the map when None.
 
     Raises:
-        StorageError: the descriptors are not finished, or `output` is in an object store.
+        StorageError: the descriptors are not finished, or `output` is in an object store or cannot be written.
         MapError: the descriptors cannot be indexed; the sentence says why.
     """
     start = time.monotonic()
@@ -106,6 +107,7 @@ def build_index(
     if existing is not None and not missing_files(output, existing):
         manifest = _as_newest(output, existing)
         return IndexReport(output, manifest, 0, time.monotonic() - start, already_finished=True)
+    storage.check_can_write(storage.join(output, CURRENT))
     plan = plan_map(descriptors, config, queries)
     finished = {part["name"]: finished_shard(part, output) for part in plan["shards"]}
     shards = run_parts(

@@ -107,7 +107,7 @@ def search_many(
         num_workers: Ray actors. `num_cpus`: CPUs and threads of one; those of the smallest machine when None.
 
     Raises:
-        StorageError: the queries or the evaluation are not finished.
+        StorageError: the queries or the evaluation are not finished, or `output` cannot be written.
         MapError: no map, or the queries are of another model.
         DataError: there are no queries, or the evaluation is of another model.
         ConfigError: `output` holds answers to other queries, of another map or with other settings.
@@ -123,6 +123,7 @@ def search_many(
     key = fingerprint([how, asked["fingerprint"]])
     if storage.has_manifest(output):
         return _finished(output, key, time.monotonic() - start)
+    storage.check_can_write(storage.join(output, storage.MANIFEST))
     parts = _plan(queries, asked["files"], how)
     finished = {part["name"]: _finished_part(output, part) for part in parts}
     threads = num_cpus or (_cpus_of_a_machine() if None in finished.values() else 1)

@@ -64,6 +64,7 @@ def train(spec: RunSpec, workers: WorkersConfig, run: Run) -> TrainReport:
 
     Raises:
         ConfigError: `spec.output` holds the result of another run.
+        StorageError: `spec.output` cannot be written.
         TrainingError: the workers could not be started or failed more often than allowed.
         PlacerayError: what a worker says about data, configuration or the loss.
     """
@@ -72,6 +73,7 @@ def train(spec: RunSpec, workers: WorkersConfig, run: Run) -> TrainReport:
     finished = finished_report(spec)
     if finished is not None:
         return finished
+    storage.check_can_write(storage.join(spec.output, CARD_FILE))
     ensure_ray()
     _check_room(workers)
     answer = _fit(spec, workers, run)
