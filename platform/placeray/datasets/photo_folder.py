@@ -1,6 +1,7 @@
 """Anyone's folder of photos, placed by the GPS tags that phones and cameras write into them (EXIF)."""
 
 import io
+import numbers
 import posixpath
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -90,6 +91,11 @@ def _list_role(config: PhotoFolder, role: str, paths: list[str]) -> Listing:
     unreadable = np.array([header is None for header in headers], dtype=bool)
     draft.mark(unreadable, "decode_error", "the file is no image that can be opened")
     known = [header or {} for header in headers]
+    if config.needs_position or config.is_training:
+        unclear = np.array([header.get("is_unclear", False) for header in known], dtype=bool)
+        draft.mark(
+            unclear, "no_position", "GPS tags are there, but no latitude and longitude can be read from them"
+        )
     draft.number(
         lat=[header.get("lat", np.nan) for header in known],
         lon=[header.get("lon", np.nan) for header in known],
@@ -108,7 +114,10 @@ def _is_other(path: str) -> bool:
 
 
 def read_header(uri: str) -> dict[str, Any] | None:
-    """lat, lon, heading_deg and captured of an image file as far as its EXIF has them; None for no image or no file."""
+    """lat, lon, heading_deg and captured of an image file as far as its EXIF has them; None for no image or no file.
+
+    `is_unclear` is there and true where it has a latitude or longitude that cannot be read.
+    """
     if not storage.is_remote(storage.resolve(uri)):
         if not storage.is_file(uri):
             return None
@@ -142,25 +151,31 @@ def _tags_of(image: PIL.Image.Image) -> dict[str, Any]:
         ("lat", GPS.GPSLatitude, GPS.GPSLatitudeRef, "S"),
         ("lon", GPS.GPSLongitude, GPS.GPSLongitudeRef, "W"),
     ):
-        degrees = _degrees(gps.get(value))
+        degrees = _degrees(gps.get(value), str(gps.get(reference, "")).strip("\0 ").upper(), negative)
         if degrees is not None:
-            header[name] = (
-                -degrees if str(gps.get(reference, "")).strip("\0 ").upper() == negative else degrees
-            )
+            header[name] = degrees
+        elif value in gps:
+            header["is_unclear"] = True
     heading = gps.get(GPS.GPSImgDirection)
     if heading is not None and _finite(heading) is not None:
         header["heading_deg"] = _finite(heading)
     return header
 
 
-def _degrees(value: Any) -> float | None:
-    """Degrees, minutes, seconds as EXIF rationals (0/0 where a phone had no fix)."""
-    if not isinstance(value, tuple) or len(value) != 3:
+def _degrees(value: Any, letter: str, negative: str) -> float | None:
+    """Degrees of a coordinate: degrees, minutes, seconds as EXIF has them, or decimal degrees as one number.
+
+    None where there is nothing to read (0/0 where a phone had no fix), or nothing that has one meaning only: a number
+    in text may be NMEA's ddmm.mm, and a negative one with the letter of the other half of the world says both.
+    """
+    parts = (value,) if isinstance(value, numbers.Real) else value
+    if not isinstance(parts, tuple) or len(parts) not in (1, 3):
         return None
-    parts = [_finite(part) for part in value]
-    if any(part is None for part in parts):
+    found = [number for number in map(_finite, parts) if number is not None]
+    if len(found) < len(parts) or (found[0] < 0 and letter not in ("", negative)):
         return None
-    return sum(float(part or 0.0) / scale for part, scale in zip(parts, (1, 60, 3600), strict=True))
+    size = sum(abs(part) / scale for part, scale in zip(found, (1, 60, 3600), strict=False))
+    return -size if found[0] < 0 or letter == negative else size
 
 
 def _finite(value: Any) -> float | None:

@@ -1,6 +1,7 @@
 """Anyone's photos: tables of paths and positions, folders with EXIF."""
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
+from PIL.TiffImagePlugin import IFDRational
 
 from placeray.config import load_config
 from placeray.datasets import list_source
@@ -223,6 +225,65 @@ def test_a_folder_of_photos_with_gps(tmp_path: Path, write: Any, check: Any) -> 
         "2024-04-10T16:21:50",
     )
     assert reasons == {"nogps.jpg": "no_position", "nofix.jpg": "no_position", "broken.jpg": "decode_error"}
+
+
+def as_doubles(photo: bytes, lat: float, lon: float) -> bytes:
+    """A photo whose coordinates were written as the rationals 1/7 and 2/7, with floating-point numbers instead."""
+    for tag, numerator, degrees in ((GPS.GPSLatitude, 1, lat), (GPS.GPSLongitude, 2, lon)):
+        for old, new in (
+            (struct.pack(">HHI", tag, 5, 1), struct.pack(">HHI", tag, 12, 1)),
+            (struct.pack(">II", numerator, 7), struct.pack(">d", degrees)),
+        ):
+            assert photo.count(old) == 1
+            photo = photo.replace(old, new)
+    return photo
+
+
+@pytest.mark.parametrize(
+    ("ref", "written", "degrees"),
+    [
+        ("NE", (55.7, 13.2), (55.7, 13.2)),
+        ("SW", (33.86, 70.65), (-33.86, -70.65)),
+        ("SW", (-33.86, -70.65), (-33.86, -70.65)),
+        ("  ", (-33.86, 151.2), (-33.86, 151.2)),
+        ("NE", (-33.86, 151.2), "GPS tags are there, but no latitude and longitude can be read from them"),
+        ("NE", (95.7, 13.2), "latitude or longitude is out of range"),
+        (
+            "NE",
+            (float("nan"), 13.2),
+            "GPS tags are there, but no latitude and longitude can be read from them",
+        ),
+    ],
+)
+def test_coordinates_of_one_number(
+    tmp_path: Path, write: Any, ref: str, written: tuple[float, float], degrees: Any
+) -> None:
+    """Decimal degrees where EXIF wants degrees, minutes, seconds; a sign that contradicts its letter is not guessed."""
+    photo = exif_photo(IFDRational(1, 7), IFDRational(2, 7), ref=ref)
+    write("walk/a.jpg", as_doubles(photo, *written))
+    if written[0] > 0:
+        write("walk/b.jpg", exif_photo(*(IFDRational(round(100 * value), 100) for value in written), ref=ref))
+    found = list_source(PhotoFolder(kind="photo_folder", name="walk", root=str(tmp_path / "walk")))
+    if isinstance(degrees, str):
+        assert {row["detail"] for row in found.rejects.to_pylist()} == {degrees}
+        assert found.photos.num_rows == 0
+        return
+    assert found.rejects.num_rows == 0
+    for photo in found.photos.to_pylist():
+        assert (photo["lat"], photo["lon"]) == pytest.approx(degrees)
+
+
+def test_coordinates_of_two_numbers_are_refused_as_such(tmp_path: Path, write: Any) -> None:
+    write("walk/a.jpg", exif_photo((55.0, 42.3), (13.0, 12.0)))
+    write("walk/b.jpg", exif_photo())
+    config = PhotoFolder(kind="photo_folder", name="walk", root=str(tmp_path / "walk"))
+    found = {row["source_uri"][-5:]: row["detail"] for row in list_source(config).rejects.to_pylist()}
+    assert found == {
+        "a.jpg": "GPS tags are there, but no latitude and longitude can be read from them",
+        "b.jpg": "neither coordinates nor a frame number",
+    }
+    unplaced = config.model_copy(update={"needs_position": False, "positive": None})
+    assert list_source(unplaced).photos.num_rows == 2
 
 
 def test_a_pair_of_folders_without_labels(tmp_path: Path, write: Any, check: Any) -> None:
