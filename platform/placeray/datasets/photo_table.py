@@ -11,17 +11,18 @@ from placeray import storage
 from placeray.config import Config
 from placeray.datasets import photos
 from placeray.datasets.csv_text import CsvText, broken_lines, read_csv
-from placeray.datasets.photos import Draft
+from placeray.datasets.photos import Draft, Mask
 from placeray.datasets.source import CellPlaces, Listing, SourceBase, SplitName
 from placeray.errors import DataError
 
+_OUTSIDE = "the path is not below root: write it relative to root, or choose a root above all photos:"
 Role = Literal["database", "query", "train", "skip"]
 
 
 class Columns(Config):
     """Which column holds what; null = the table does not say."""
 
-    path: str = Field(default="path", description="path of the photo, relative to root")
+    path: str = Field(default="path", description="path of the photo, relative to root or in full below it")
     lat: str | None = Field(default=None, description="WGS84 latitude, degrees")
     lon: str | None = Field(default=None, description="WGS84 longitude, degrees")
     frame: str | None = Field(default=None, description="frame number along a traverse")
@@ -68,7 +69,10 @@ def list_photos(config: PhotoTable) -> Listing:
 
 def _list_rows(config: PhotoTable, rows: CsvText) -> Listing:
     wanted = config.columns
-    draft = Draft(config, rows.column(wanted.path))
+    given = rows.column(wanted.path)
+    paths, outside = below_root(given, storage.resolve(config.root))
+    draft = Draft(config, paths)
+    draft.mark(outside, "bad_row", pc.binary_join_element_wise(pa.scalar(_OUTSIDE), given, " "))
     lines = pc.binary_join_element_wise(
         pa.scalar(f"no path in {config.table} line"), rows.lines.cast(pa.string()), " "
     )
@@ -79,14 +83,35 @@ def _list_rows(config: PhotoTable, rows: CsvText) -> Listing:
             draft.parse(name, rows.column(column), "bad_heading" if name == "heading_deg" else "bad_row")
     city: pa.Array | str = config.name.split("/")[-1]
     if wanted.city is not None:
-        given = rows.column(wanted.city)
-        city = pc.if_else(pc.equal(given, ""), pa.scalar(city), given)
+        named = rows.column(wanted.city)
+        city = pc.if_else(pc.equal(named, ""), pa.scalar(city), named)
     draft.text(
         role=_roles(config, rows, draft),
         city=city,
         captured=photos.parse_captured(rows.column(wanted.captured)) if wanted.captured else None,
     )
     return draft.finish()
+
+
+def below_root(paths: pa.Array, root: str) -> tuple[pa.Array, Mask]:
+    """Paths as they count from `root`, also those that name it in full; and which of them (n,) lie elsewhere.
+
+    A path that begins with a slash counts from `root` too, where that has the folder the path begins with.
+    """
+    full = pc.match_substring_regex(paths, r"^(/|\w+://)").fill_null(False)
+    if not pc.any(full).as_py():
+        return paths, np.zeros(len(paths), dtype=bool)
+    plain = pc.replace_substring_regex(paths, "^file://(/.*)$", r"\1")
+    base = root.rstrip("/") + "/"
+    below = pc.starts_with(plain, pattern=base).fill_null(False)
+    plain = pc.if_else(below, pc.utf8_slice_codeunits(plain, len(base)), plain)
+    outside = pc.and_not(pc.match_substring_regex(plain, r"^\w+://").fill_null(False), below)
+    if not storage.is_remote(root):
+        first = pc.extract_regex(plain, "^/+(?P<folder>[^/]+)/").field("folder")
+        there = [name for name in first.drop_null().unique().to_pylist() if storage.exists(f"{base}{name}")]
+        lost = pc.and_not(first.is_valid(), pc.is_in(first, pa.array(there, pa.string())))
+        outside = pc.or_(outside, lost)
+    return plain, outside.to_numpy(zero_copy_only=False)
 
 
 def _roles(config: PhotoTable, rows: CsvText, draft: Draft) -> pa.Array | str:

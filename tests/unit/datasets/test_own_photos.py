@@ -16,8 +16,8 @@ from PIL.TiffImagePlugin import IFDRational
 from placeray.config import load_config
 from placeray.datasets import list_source
 from placeray.datasets.photo_folder import PhotoFolder
-from placeray.datasets.photo_table import PhotoTable
-from placeray.datasets.photos import image_ids, normal_paths
+from placeray.datasets.photo_table import PhotoTable, below_root
+from placeray.datasets.photos import image_ids, normal_paths, texts
 from placeray.errors import DataError, StorageError
 from placeray.jobspecs.normalize import NormalizeJob
 
@@ -186,6 +186,42 @@ def test_one_photo_under_several_spellings_of_its_path(tmp_path: Path, write: An
     )
     assert listing.rejects["reason"].to_pylist() == ["duplicate"] * 4
     assert normal_paths(pa.array(["a//b.jpg", "./c.jpg"]), "s3://bucket").to_pylist() == ["a//b.jpg", "c.jpg"]
+
+
+def test_paths_that_do_not_count_from_root(tmp_path: Path, write: Any) -> None:
+    """In full below root they are the same photos; outside they are refused instead of looked for below root."""
+    root = tmp_path / "town"
+    write("town/walk/c.jpg", b"photo")
+    outside = [
+        "/elsewhere/d.jpg",
+        "https://example.org/e.jpg",
+        f"{tmp_path}/town2/f.jpg",
+        "s3://bucket/g.jpg",
+    ]
+    paths = [f"{root}/a.jpg", f"file://{root}/./b.jpg", "/walk/c.jpg", *outside]
+    write("town/manifest.csv", "\n".join(["path,lat,lon", *(f"{path},55.7,13.2" for path in paths)]))
+    listing = list_source(table_of(root, columns=PLACED))
+    assert listing.photos["path"].to_pylist() == ["a.jpg", "b.jpg", "walk/c.jpg"]
+    assert (
+        listing.photos["image_id"].to_pylist()
+        == image_ids("mine", ["a.jpg", "b.jpg", "walk/c.jpg"]).to_pylist()
+    )
+    rejects = listing.rejects.to_pylist()
+    assert {row["reason"] for row in rejects} == {"bad_row"}
+    said = "the path is not below root: write it relative to root, or choose a root above all photos: "
+    assert {row["detail"] for row in rejects} == {said + path for path in outside}
+
+
+def test_full_paths_below_the_root_of_all() -> None:
+    found, outside = below_root(texts(["/no/such/folder/a.jpg"]), "/")
+    assert (found.to_pylist(), outside.tolist()) == (["no/such/folder/a.jpg"], [False])
+
+
+def test_full_paths_in_an_object_store() -> None:
+    paths = texts(["s3://bucket/town/a.jpg", "b.jpg", "s3://bucket/town2/c.jpg", "/d/e.jpg"])
+    found, outside = below_root(paths, "s3://bucket/town")
+    assert found.to_pylist()[:2] == ["a.jpg", "b.jpg"]
+    assert outside.tolist() == [False, False, True, False]
 
 
 def exif_photo(
