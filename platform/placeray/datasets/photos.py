@@ -295,8 +295,9 @@ def reject_all(config: SourceBase, paths: Texts, reason: str, detail: Texts) -> 
 
 
 def join_listings(config: SourceBase, listings: Iterable[Listing]) -> Listing:
-    """One listing, sorted by path, of several parts of a source; a second photo of one path and role is a duplicate.
+    """One listing, sorted by path, of several parts of a source; a second row of one path is a duplicate.
 
+    Whatever its role: a photo has one id, and a query that is in the map finds itself. The photo of the map is kept.
     Of rows that differ in more, the one that is kept does not depend on their order: see `_duplicates`.
     """
     parts = list(listings)
@@ -310,8 +311,7 @@ def join_listings(config: SourceBase, listings: Iterable[Listing]) -> Listing:
         paths = table["path"].filter(pa.array(again)).combine_chunks()
         uris = source_uris(storage.resolve(config.root), paths)
         found = rejects_table(
-            config.name, paths, uris, texts("duplicate", len(paths)),
-            texts("another row names the same photo", len(paths)),
+            config.name, paths, uris, texts("duplicate", len(paths)), _why_again(table, again)
         )  # fmt: skip
         table, rejects = table.filter(pa.array(~again)), pa.concat_tables([rejects, found])
     return Listing(table, rejects.combine_chunks(), read)
@@ -460,8 +460,8 @@ def _sorted_by_path(parts: list[Listing]) -> pa.Table:
 
 
 def _duplicates(table: pa.Table) -> Mask:
-    """Rows of a table sorted by path whose path and role another row has that comes before it by content: by latitude,
-    longitude, heading, time, then by all the rest; without a value last.
+    """Rows of a table sorted by path whose path another row has that comes before it by content: by role (database,
+    query), latitude, longitude, heading, time, then by all the rest; without a value last.
     """
     again = np.zeros(table.num_rows, dtype=bool)
     if table.num_rows < 2:
@@ -480,14 +480,21 @@ def _duplicates(table: pa.Table) -> Mask:
     ]
     found = pa.table(columns, names=keys)
     order = pc.sort_indices(found, sort_keys=[(name, "ascending") for name in keys]).to_numpy()
-    named = found.select(["path", "role"]).take(pa.array(order)).combine_chunks()
-    repeated = np.ones(len(rows) - 1, dtype=bool)
-    for column in named.columns:
-        values = column.combine_chunks().dictionary_encode("encode")
-        codes = values.indices.to_numpy(zero_copy_only=False)
-        repeated &= codes[1:] == codes[:-1]
-    again[rows[order[1:][repeated]]] = True
+    values = found["path"].take(pa.array(order)).combine_chunks().dictionary_encode("encode")
+    codes = values.indices.to_numpy(zero_copy_only=False)
+    again[rows[order[1:][codes[1:] == codes[:-1]]]] = True
     return again
+
+
+def _why_again(table: pa.Table, again: Mask) -> pa.Array:
+    """A sentence for each row that is a duplicate."""
+    named = table.select(["path", "role"])
+    rows = named.filter(pa.array(again))
+    kept = named.filter(pc.and_(pc.is_in(named["path"], value_set=rows["path"]), pa.array(~again)))
+    of_map = kept["path"].filter(pc.equal(kept["role"].cast(pa.string()), "database"))
+    itself = pc.and_(pc.equal(rows["role"].cast(pa.string()), "query"), pc.is_in(rows["path"], of_map))
+    found = pa.scalar("the photo is in the map: as a query it would find itself")
+    return pc.if_else(itself, found, pa.scalar("another row names the same photo"))
 
 
 def normal_paths(paths: pa.Array, root: str) -> pa.Array:

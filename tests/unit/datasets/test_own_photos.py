@@ -175,6 +175,29 @@ def test_which_of_two_rows_is_kept_does_not_depend_on_their_order(tmp_path: Path
     assert found == [[("a.jpg", 55.7, 13.2, 10.0), ("b.jpg", 50.0, 10.0, None)]] * 3
 
 
+def test_a_photo_of_the_map_is_no_query(tmp_path: Path, write: Any) -> None:
+    rows = [
+        "a.jpg,query",
+        "a.jpg,database",
+        "b.jpg,query",
+        "./b.jpg,query",
+        "c.jpg,database",
+        "./a.jpg,query",
+    ]
+    for order in (rows, rows[::-1]):
+        write("manifest.csv", "\n".join(["path,role,lat,lon", *(f"{row},55.7,13.2" for row in order)]))
+        listing = list_source(table_of(tmp_path, columns={**PLACED, "role": "role"}))
+        kept = [(row["path"], row["role"]) for row in listing.photos.to_pylist()]
+        assert kept == [("a.jpg", "database"), ("b.jpg", "query"), ("c.jpg", "database")]
+        told = [(row["source_uri"][-5:], row["reason"], row["detail"]) for row in listing.rejects.to_pylist()]
+        itself = "the photo is in the map: as a query it would find itself"
+        assert told == [
+            ("a.jpg", "duplicate", itself),
+            ("a.jpg", "duplicate", itself),
+            ("b.jpg", "duplicate", "another row names the same photo"),
+        ]
+
+
 def test_one_photo_under_several_spellings_of_its_path(tmp_path: Path, write: Any) -> None:
     paths = ["./a.jpg", "sub/../a.jpg", "/a.jpg", "a.jpg", "sub//.b..jpg", "sub/.b..jpg", "..c.jpg"]
     write("manifest.csv", "\n".join(["path,lat,lon", *(f"{path},55.7,13.2" for path in paths)]))
