@@ -350,7 +350,8 @@ def parse_flags(words: pa.Array) -> Mask:
 
 def parse_captured(words: pa.Array) -> pa.Array:
     """Any prefix of `YYYYMMDD_hhmmss`, or ISO text, as an ISO 8601 prefix as long as what is known; null
-    otherwise, also for a moment that does not exist. A month or day of 00 is unknown.
+    otherwise, also for a moment that does not exist. A month or day of 00 is unknown. A leap second, which few
+    programs can read, is the one before it.
     """
     encoded = _encoded(words)
     words = pc.utf8_trim_whitespace(encoded.dictionary.cast(pa.string()))  # times repeat: each is parsed once
@@ -365,6 +366,8 @@ def parse_captured(words: pa.Array) -> pa.Array:
         (r"^(\d{4})/(\d{2})/(\d{2})$", r"\1-\2-\3"),
         (r"^(\d{4})-00(-.*)?$", r"\1"),
         (r"^(\d{4}-\d{2})-00(T.*)?$", r"\1"),
+        # Inserted before a full hour of UTC, which is a quarter of an hour elsewhere.
+        (r"^(\d{4}-\d{2}-\d{2}T\d{2}:(14|29|44|59)):60", r"\1:59"),
     ):
         words = pc.replace_substring_regex(words, pattern, iso)
     iso = pc.match_substring_regex(
