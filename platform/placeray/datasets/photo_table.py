@@ -154,5 +154,9 @@ def _read_parquet(uri: str, needed: list[str]) -> CsvText:
             raise DataError(
                 f"{full}: column {name} holds {table[name].type}, expected text, numbers or times"
             ) from None
+        try:
+            texts[-1].validate(full=True)  # other programs write any bytes as text
+        except pa.ArrowInvalid:
+            raise DataError(f"{full}: column {name} is not UTF-8 text") from None
     lines = pa.array(np.arange(1, table.num_rows + 1, dtype=np.int64))
     return CsvText(pa.table(texts, names=table.column_names), lines, [])

@@ -18,6 +18,7 @@ from placeray.datasets import list_source, photos
 from placeray.datasets.photo_bytes import PhotoBytes, PhotoStorage, check_photo
 from placeray.datasets.photo_folder import PhotoFolder
 from placeray.datasets.photo_table import PhotoTable
+from placeray.errors import DataError
 
 
 def jpeg(pixels: Any, orientation: int = 1) -> bytes:
@@ -98,6 +99,21 @@ def test_a_name_that_is_no_utf8_is_refused(tmp_path: Path, check: Any) -> None:
         )
     _, reasons = check(folder_of(tmp_path))
     assert reasons == {"a.jpg": "no_position", "caf\\xe9.jpg": "decode_error"}
+
+
+def test_text_of_a_parquet_table_that_is_no_utf8_is_told(tmp_path: Path) -> None:
+    raw = pa.array([b"caf\xe9.jpg", b"b.jpg"])
+    paths = pa.Array.from_buffers(pa.string(), 2, raw.buffers())
+    pq.write_table(pa.table({"path": paths, "frame": [1, 2]}), tmp_path / "photos.parquet")
+    config = PhotoTable(
+        kind="photo_table",
+        name="mine",
+        root=str(tmp_path),
+        table="photos.parquet",
+        columns={"frame": "frame"},
+    )
+    with pytest.raises(DataError, match=r"/photos\.parquet: column path is not UTF-8 text"):
+        list_source(config)
 
 
 def test_a_frame_number_that_is_none_is_refused(tmp_path: Path, check: Any) -> None:
