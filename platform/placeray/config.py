@@ -5,6 +5,7 @@ not know fails and is named with its file. There is no inheritance between files
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,7 +66,12 @@ def parse_job(cls: type[C], doc: str | None, argv: Sequence[str] | None = None) 
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a job script; an expected error becomes one sentence on stderr and exit status 1."""
+    """Run a job script; an expected error becomes one sentence on stderr and exit status 1.
+
+    What the terminal cannot show, such as a file name that is no UTF-8, is printed as `\\udce9`, as stderr does anyway.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except PlacerayError as error:

@@ -1,5 +1,6 @@
 """Describing photos, folders and arrays, as function and as job."""
 
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -176,6 +177,17 @@ def test_the_describe_job(checkpoint, photos, tmp_path, monkeypatch, repository,
         load_checkpoint(checkpoint).model, open_inputs(str(photos), CONFIG), EmbedConfig()
     )
     np.testing.assert_allclose(found["float"], expected.float, atol=1e-6)
+
+
+def test_a_bad_photo_whose_name_is_no_utf8_is_named_too(
+    checkpoint, photos, tmp_path, monkeypatch, repository, capsys
+) -> None:
+    (photos / "b.jpg").rename(photos / os.fsdecode(b"caf\xe9.jpg"))
+    output = str(tmp_path / "out.npz")
+    run_job("describe", monkeypatch, repository, checkpoint=checkpoint, inputs=str(photos), output=output)
+    said = capsys.readouterr().out
+    assert f"rejected {photos}/caf\\udce9.jpg: cannot decode the image" in said
+    assert "read 3, kept 2, rejected 1" in said
 
 
 @pytest.mark.parametrize("name", ["describe", "heatmap", "convert"])
