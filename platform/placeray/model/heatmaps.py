@@ -22,6 +22,7 @@ from placeray.model.side_branch import SideBranch
 PLAIN_EXPONENT = 3.0
 
 PANEL_PX = 320
+MAX_HEIGHT_PX = 3 * PANEL_PX  # a column of 300 pixels is a photo too, and would be drawn 96,000 pixels tall
 TITLE_PX = 22
 STRENGTH = 0.55  # of the colours over the photo
 
@@ -55,10 +56,10 @@ def draw_heat_maps(photo: Image.Image, maps: HeatMaps, index: int) -> Image.Imag
     """The photo and its heat maps side by side, with titles.
 
     Args:
-        photo: RGB, of any aspect ratio.
+        photo: RGB, of any aspect ratio; one that is taller than MAX_HEIGHT_PX is squeezed to it.
         maps:  of a batch that holds the photo at `index`.
     """
-    height = max(1, round(PANEL_PX * photo.height / photo.width))
+    height = min(max(1, round(PANEL_PX * photo.height / photo.width)), MAX_HEIGHT_PX)
     photo = photo.resize((PANEL_PX, height), Image.Resampling.LANCZOS)
     panels = [("photo", photo)]
     for name, values in maps._asdict().items():

@@ -99,6 +99,15 @@ def test_the_job_writes_a_sheet_per_photo(
     assert Image.open(sheet).size == (4 * PANEL_PX, 240 + TITLE_PX)  # photo, frozen, float, code
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "drawn"), [(1, 300, 3 * PANEL_PX), (300, 1, 1), (90, 210, 747), (80, 60, 240)]
+)
+def test_a_sheet_is_no_taller_than_three_photos_are_wide(width: int, height: int, drawn: int) -> None:
+    photo = Image.new("RGB", (width, height), "grey")
+    sheet = draw_heat_maps(photo, maps_of(np.ones((1, 2, 2), np.float32)), 0)
+    assert sheet.size == (2 * PANEL_PX, drawn + TITLE_PX)
+
+
 def test_a_sheet_shows_the_hottest_patch_red_and_the_coldest_blue() -> None:
     values = np.zeros((1, 2, 2), np.float32)
     values[0, 0, 1] = 1
