@@ -22,7 +22,7 @@ from placeray.tracking.registry import locate_checkpoint
 
 def main() -> None:
     job = parse_job(HeatMapJob, __doc__)
-    started, rejected = time.monotonic(), 0
+    started, rejected = time.monotonic(), list[str]()
     storage.check_can_write(storage.join(job.output, "0000.png"))
     loaded = load_checkpoint(locate_checkpoint(job.checkpoint, job.tracking).uri)
     photos = list_photos(job.inputs)
@@ -31,15 +31,18 @@ def main() -> None:
             photo = decode(read_photo(uri))
         except DataError as error:
             print(f"heatmap: rejected {uri}: {error}")
-            rejected += 1
+            rejected.append(str(error))
             continue
         maps = heat_maps(loaded.model, to_input(photo, job.preprocess or loaded.preprocess)[None])
         picture = io.BytesIO()
         draw_heat_maps(photo, maps, 0).save(picture, "PNG")
         name = f"{number:04d}-{PurePosixPath(uri).stem}.png"
         storage.write_bytes(storage.join(job.output, name), picture.getvalue())
+    kept = len(photos) - len(rejected)
+    if not kept:
+        raise DataError(f"no photo of {job.inputs} could be drawn; the first: {rejected[0]}")
     print(
-        f"heatmap: read {len(photos)}, kept {len(photos) - rejected}, rejected {rejected}, wrote {job.output} "
+        f"heatmap: read {len(photos)}, kept {kept}, rejected {len(rejected)}, wrote {job.output} "
         f"(model {loaded.model_id[:12]}) in {time.monotonic() - started:.1f} s"
     )
 

@@ -99,6 +99,25 @@ def test_the_job_writes_a_sheet_per_photo(
     assert Image.open(sheet).size == (4 * PANEL_PX, 240 + TITLE_PX)  # photo, frozen, float, code
 
 
+def test_the_job_fails_when_no_photo_can_be_drawn(
+    make_model, tmp_path: Path, monkeypatch, repository, capsys
+) -> None:
+    save_checkpoint(str(tmp_path / "checkpoint"), make_model("gem", 16), CARD)
+    (tmp_path / "bad.jpg").write_text("no photo")
+    values = {
+        "checkpoint": tmp_path / "checkpoint",
+        "inputs": tmp_path / "bad.jpg",
+        "output": tmp_path / "maps",
+    }
+    arguments = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    monkeypatch.setattr(sys, "argv", ["heatmap.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(repository / "jobs" / "heatmap.py"), run_name="__main__")
+    assert ended.value.code == 1
+    said = f"no photo of {tmp_path}/bad.jpg could be drawn; the first: cannot decode the image"
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("width", "height", "drawn"), [(1, 300, 3 * PANEL_PX), (300, 1, 1), (90, 210, 747), (80, 60, 240)]
 )
