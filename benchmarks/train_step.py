@@ -15,10 +15,14 @@ full fine-tune      every weight of the backbone is trained, with the same head
 published adapter   the float recipe with adapters as published: channels-first copies, the cls token carried along
 recomputed adapter  the float recipe with adapters that keep only their input and compute the rest again in backward
 
-Photos and weights are random. `_saved` ratios compare the bytes kept for backward. Takes about five minutes.
+Photos and weights are random. `_saved` ratios compare the bytes kept for backward. Everything runs under the allocator
+that training workers have on CPU (`training/allocator.py`); `--plain-allocator` leaves the process as it was started.
+Takes about five minutes.
 """
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -39,6 +43,7 @@ from placeray.model.precision import autocast, is_native
 from placeray.model.recipes import RECIPES, RecipeName, prepare
 from placeray.model.selavpr import Descriptors, ModelConfig, SelaVPR, build_model
 from placeray.model.sign import straight_through_sign
+from placeray.training.allocator import KEEP_FREED_MEMORY
 
 PHOTOS_PER_PLACE = 4
 TARGETS = {
@@ -61,7 +66,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--backbone", default="vit_base_patch14_dinov2")
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--plain-allocator", action="store_true")
     given = parser.parse_args()
+    if not given.plain_allocator and not KEEP_FREED_MEMORY.items() <= os.environ.items():
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **KEEP_FREED_MEMORY})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     images = torch.randn(given.batch, 3, given.size, given.size, device=device)

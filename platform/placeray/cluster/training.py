@@ -31,6 +31,7 @@ from placeray.errors import ConfigError, PlacerayError, StorageError, TrainingEr
 from placeray.jobspecs.train import WorkersConfig
 from placeray.model.card import CARD_FILE
 from placeray.tracking.runs import Run
+from placeray.training.allocator import KEEP_FREED_MEMORY
 from placeray.training.loop import StepReport
 from placeray.training.progress import epoch_line, epoch_metrics, step_line, step_metrics
 from placeray.training.run import RunSpec, train_once
@@ -167,6 +168,7 @@ def _fit(spec: RunSpec, workers: WorkersConfig, run: Run) -> dict[str, Any]:
                 max_failures=workers.max_failures, controller_failure_limit=3
             ),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            worker_runtime_env={} if workers.use_gpu else {"env_vars": KEEP_FREED_MEMORY},
         ),
     )
     with _showing(board, spec, run) as events:
