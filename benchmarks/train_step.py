@@ -270,7 +270,7 @@ def recomputed_step(model: SelaVPR, images: Tensor, labels: Tensor) -> None:
     plain = MultiConvAdapter.forward
 
     def recomputed(self: MultiConvAdapter, tokens: Tensor, grid: tuple[int, int], total: Tensor) -> Tensor:
-        return checkpoint(plain, self, tokens, grid, total, use_reentrant=False)
+        return total + checkpoint(plain, self, tokens, grid, use_reentrant=False)
 
     with forward_replaced(recomputed):
         recipe_step(model, images, labels, "float")
