@@ -147,7 +147,66 @@ def test_a_plain_block_does_not() -> None:
     assert not runs_timms_forward(block, tokens)
     assert runs_timms_forward(block, tokens.requires_grad_())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert runs_timms_forward(block, tokens.detach())
+        assert not runs_timms_forward(block, tokens.detach())
+        assert runs_timms_forward(block, tokens.detach().bfloat16())  # its result would be float32
+
+
+@pytest.mark.parametrize("scores_written", [False, True])
+@pytest.mark.parametrize("init_values", [None, 0.5])
+def test_under_autocast_it_gives_what_timm_gives_there(
+    init_values: float | None, scores_written: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("placeray.model.products._onednn_is_faster", lambda: scores_written)
+    monkeypatch.setattr("placeray.model.products._multiplies_bf16", lambda: scores_written)
+    block = frozen(Block(64, num_heads=2, qkv_bias=True, init_values=init_values))
+    tokens = torch.randn(3, 17, 64, generator=torch.Generator().manual_seed(0))
+    exact = block(tokens)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, theirs = frozen_runner([block], tokens)(block, tokens), block(tokens)
+    assert ours.dtype == theirs.dtype == torch.float32
+    assert (ours - exact).norm() < 1.3 * (theirs - exact).norm()
+
+
+def test_cast_weights_follow_those_they_were_cast_from() -> None:
+    block = frozen(Block(64, **PLAIN))
+    tokens = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0))
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return frozen_runner([block], tokens)(block, tokens)
+
+    def twin() -> Tensor:
+        """The same block without anything kept."""
+        fresh = Block(64, **PLAIN).eval().requires_grad_(False)
+        fresh.load_state_dict(block.state_dict())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return frozen_runner([fresh], tokens)(fresh, tokens)
+
+    changes = (
+        lambda: None,
+        lambda: block.mlp.fc1.weight.mul_(2),
+        lambda: block.attn.proj.bias.add_(1),
+        lambda: block.load_state_dict(frozen(Block(64, **PLAIN)).state_dict()),
+        lambda: block.load_state_dict(Block(64, **PLAIN).state_dict(), assign=True),
+        lambda: setattr(block.mlp.fc2, "weight", nn.Parameter(torch.randn(64, 256), requires_grad=False)),
+        lambda: setattr(block.mlp.fc2, "bias", nn.Parameter(torch.randn(64), requires_grad=False)),
+        lambda: block.to(torch.float64).to(torch.float32),
+    )
+    for change in changes:
+        change()
+        assert torch.equal(run(), twin())
+        assert torch.equal(run(), twin())
+
+
+def test_weights_that_do_not_tell_their_changes_are_cast_each_time() -> None:
+    tokens = torch.randn(2, 5, 64)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        block = frozen(Block(64, **PLAIN))
+        run = frozen_runner([block], tokens)
+        before = run(block, tokens)
+        block.mlp.fc2.weight.mul_(2)
+        assert not torch.equal(run(block, tokens), before)
 
 
 def test_explicit_attention_is_left_to_timm() -> None:

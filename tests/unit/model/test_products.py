@@ -1,6 +1,7 @@
 """Products by oneDNN are those of torch, and go there only where they should."""
 
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -91,6 +92,24 @@ def test_what_learns_is_as_exact_as_by_torch(width: int) -> None:
     expected = F.linear(rows.double(), weight.double(), bias.double())
     error = (exact_product(rows, weight, bias) - expected).square().mean().sqrt()
     assert error < 2.8e-7 * expected.square().mean().sqrt()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 40), st.sampled_from([4, 20, 64])),
+    size=st.sampled_from([0.1, 1.0, 5.0]),
+)
+def test_attention_with_written_scores_is_as_exact_as_that_of_torch(
+    shape: tuple[int, int, int, int], size: float
+) -> None:
+    given_values = [size * drawn(*shape, seed=0), drawn(*shape, seed=1), drawn(*shape, seed=2)]
+    values = [value.bfloat16() for value in given_values]
+    with mock.patch.object(products, "_multiplies_bf16", return_value=True):
+        assert products.writes_scores(values[0].device, torch.bfloat16)
+        found = products.attention(*values)
+    assert found.dtype is torch.bfloat16
+    expected = F.scaled_dot_product_attention(*(value.float() for value in values))
+    assert (found.float() - expected).norm() < 0.04 * expected.norm()
 
 
 def test_other_formats_and_a_compiler_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
