@@ -149,16 +149,17 @@ class _Expand(torch.autograd.Function):
 def _normalise(norms: list[nn.BatchNorm2d], image: Tensor) -> Tensor:
     """Several batch norms of one kind, each of its share of the channels, in one pass."""
     joint = {name: torch.cat([getattr(norm, name) for norm in norms]) for name in _OF_CHANNELS}
+    if not norms[0].training:  # several threads may describe at once, so no module is touched
+        return F.batch_norm(image, **joint, eps=norms[0].eps)
     joint["num_batches_tracked"] = norms[0].num_batches_tracked.clone()
     # As a call of one of them, which may be normalising over the photos of all ranks.
     found = functional_call(norms[0], joint, (image,))
-    if norms[0].training:
-        sizes = [len(norm.weight) for norm in norms]
-        means, variances = joint["running_mean"].split(sizes), joint["running_var"].split(sizes)
-        for norm, mean, variance in zip(norms, means, variances, strict=True):
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(variance)
-            norm.num_batches_tracked.copy_(joint["num_batches_tracked"])
+    sizes = [len(norm.weight) for norm in norms]
+    means, variances = joint["running_mean"].split(sizes), joint["running_var"].split(sizes)
+    for norm, mean, variance in zip(norms, means, variances, strict=True):
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+        norm.num_batches_tracked.copy_(joint["num_batches_tracked"])
     return found
 
 

@@ -92,6 +92,7 @@ class _GeneralisedMean(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         features, powers, mean, result, p = ctx.saved_tensors
+        mean = mean.clamp_min(torch.finfo(mean.dtype).tiny)  # 0 where all powers of tiny features are
         for_features = for_p = None
         if ctx.needs_input_grad[0]:
             slope = grad * result / (mean * features.shape[1])

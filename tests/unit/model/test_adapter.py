@@ -1,5 +1,7 @@
 """The MultiConv adapter against a slow twin, and the two starts of its convolutions."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -73,6 +75,21 @@ def test_equals_its_slow_twin(
     torch.testing.assert_close(made(tokens, grid, tokens), tokens + expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(added, tokens + expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(tokens, before)  # what is done in place stays inside
+
+
+def test_several_threads_may_describe_with_one_adapter() -> None:
+    made = adapter().eval()
+    tokens = torch.randn(2, 16, WIDTH)
+
+    @torch.no_grad()
+    def run(_: int) -> Tensor:
+        return made(tokens, (4, 4))
+
+    expected, kept = run(0), dict(made.named_parameters())
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(run, range(200)):
+            torch.testing.assert_close(found, expected)
+    assert all(kept[name] is value for name, value in made.named_parameters())
 
 
 def plain_forward(made: MultiConvAdapter, tokens: Tensor, grid: tuple[int, int]) -> Tensor:

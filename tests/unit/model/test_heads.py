@@ -86,6 +86,16 @@ def test_gradients_of_gem_equal_those_of_autograd() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_a_mean_too_small_for_its_power_gets_no_gradient() -> None:
+    features = torch.full((1, 4, 2), 2e-6).requires_grad_()
+    p = torch.tensor([8.0], requires_grad=True)
+    generalised_mean(features, p).sum().backward()
+    assert features.grad is not None
+    assert p.grad is not None
+    assert features.grad.isfinite().all()
+    assert p.grad.isfinite().all()
+
+
 def slow_assignment(scores: Tensor, dust_bin: Tensor, iterations: int) -> Tensor:
     """Optimal transport as SALAD's code writes it: explicit marginals, potentials one after the other."""
     batch, m, n = scores.shape
