@@ -318,7 +318,7 @@ def check_can_write(uri: str) -> None:
         return
     if os.path.isdir(full):
         raise StorageError(f"cannot write {full}: it is a folder; choose another output")
-    there = os.path.dirname(full)
+    there = os.path.dirname(os.path.abspath(full))
     while not os.path.lexists(there):
         there = os.path.dirname(there)
     try:
@@ -541,7 +541,11 @@ def remove_litter(root: str) -> None:
     for folder in _walk_local(full):
         for name in folder:
             if re.search(re.escape(_LITTER) + "[0-9a-f]{12}$", name):
-                os.unlink(f"{full}/{name}")
+                with (
+                    _explained(name, write=True),
+                    contextlib.suppress(FileNotFoundError),
+                ):  # a writer still at work
+                    os.unlink(f"{full}/{name}")
 
 
 def read_text(uri: str) -> str:

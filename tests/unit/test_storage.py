@@ -171,6 +171,31 @@ def test_where_no_file_can_be_written_it_is_said(tmp_path: Path, output: str, se
     assert str(error.value) == sentence.format(here=tmp_path)
 
 
+@pytest.mark.timeout(10)
+def test_an_output_below_a_relative_root_is_tried_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PLACERAY_ROOT", ".")
+    storage.check_can_write("new/folder/out.npz")
+    assert not os.listdir(tmp_path)
+
+
+def test_litter_that_its_writer_takes_away_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".tmp-0123456789ab").touch()
+    unlink = os.unlink
+
+    def twice(path: str) -> None:
+        unlink(path)
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", twice)
+    storage.remove_litter(str(tmp_path))
+    assert not os.listdir(tmp_path)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_the_right_to_write_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
