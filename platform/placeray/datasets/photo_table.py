@@ -1,5 +1,6 @@
 """Anyone's photos listed in a CSV or parquet: path, position or frame number, and whatever else is known."""
 
+import posixpath
 from typing import Literal
 
 import numpy as np
@@ -102,16 +103,27 @@ def below_root(paths: pa.Array, root: str) -> tuple[pa.Array, Mask]:
     if not pc.any(full).as_py():
         return paths, np.zeros(len(paths), dtype=bool)
     plain = pc.replace_substring_regex(paths, "^file://(/.*)$", r"\1")
+    if not storage.is_remote(root):
+        plain = _normal_where_full(plain)
     base = root.rstrip("/") + "/"
     below = pc.starts_with(plain, pattern=base).fill_null(False)
     plain = pc.if_else(below, pc.utf8_slice_codeunits(plain, len(base)), plain)
     outside = pc.and_not(pc.match_substring_regex(plain, r"^\w+://").fill_null(False), below)
     if not storage.is_remote(root):
-        first = pc.extract_regex(plain, "^/+(?P<folder>[^/]+)/").field("folder")
+        first = pc.struct_field(pc.extract_regex(plain, "^/+(?P<folder>[^/]+)/"), "folder")
         there = [name for name in first.drop_null().unique().to_pylist() if storage.exists(f"{base}{name}")]
         lost = pc.and_not(first.is_valid(), pc.is_in(first, pa.array(there, pa.string())))
         outside = pc.or_(outside, lost)
     return plain, outside.to_numpy(zero_copy_only=False)
+
+
+def _normal_where_full(paths: pa.Array) -> pa.Array:
+    """Paths that begin with a slash without `.`, `..` and doubled slashes, which would hide where they lead."""
+    rows = pc.match_substring_regex(paths, r"^/.*(/\.{1,2}(/|$)|//)|^//").fill_null(False)
+    if not pc.any(rows).as_py():
+        return paths
+    plain = ["/" + posixpath.normpath(path).lstrip("/") for path in paths.filter(rows).to_pylist()]
+    return pc.replace_with_mask(paths, rows, pa.array(plain, pa.string()))
 
 
 def _roles(config: PhotoTable, rows: CsvText, draft: Draft) -> pa.Array | str:

@@ -240,6 +240,18 @@ def test_full_paths_below_the_root_of_all() -> None:
     assert (found.to_pylist(), outside.tolist()) == (["no/such/folder/a.jpg"], [False])
 
 
+def test_full_paths_are_compared_with_the_root_as_they_lead(tmp_path: Path) -> None:
+    full = [f"{tmp_path}/../b.jpg", f"/{tmp_path}/c.jpg", f"{tmp_path}/./d.jpg", f"{tmp_path}/e/../f.jpg"]
+    found, outside = below_root(texts(["a.jpg", None, *full]), str(tmp_path))
+    assert outside.tolist() == [False, False, True, False, False, False]
+    assert [found[row].as_py() for row in (0, 3, 4, 5)] == ["a.jpg", "c.jpg", "d.jpg", "f.jpg"]
+
+
+def test_below_a_root_that_is_missing_only_full_paths_lie_elsewhere() -> None:
+    _, outside = below_root(texts(["a.jpg", "sub/b.jpg", "/nowhere/c.jpg", None]), "/no/such/root")
+    assert outside.tolist() == [False, False, True, False]
+
+
 def test_full_paths_in_an_object_store() -> None:
     paths = texts(["s3://bucket/town/a.jpg", "b.jpg", "s3://bucket/town2/c.jpg", "/d/e.jpg"])
     found, outside = below_root(paths, "s3://bucket/town")
