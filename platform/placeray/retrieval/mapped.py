@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from placeray.errors import MapError, PlacerayError, StorageError
 
+# Not all that containers allow, up to a billion: programs started from here may go through every number there could be.
+MANY_FILES = 1 << 17
 ADVICE = "restore the file or build the map again"
 
 
@@ -26,11 +28,12 @@ def unreadable(path: Path, error: OSError, advice: str = ADVICE) -> PlacerayErro
 
 
 def allow_many_files() -> None:
-    """Let this process open as many files as the system lets it: the usual 1024 are those of some 300 shards."""
+    """Let this process open MANY_FILES if the system lets it: the usual 1024 are those of some 300 shards."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
+    wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(MANY_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(OSError, ValueError):  # refused: few shards open all the same
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class MappedFile:
