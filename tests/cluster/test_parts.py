@@ -81,11 +81,12 @@ def test_parts_under_way_end_before_the_error_and_no_further_one_begins(
             (tmp_path / f"ended {name}").touch()
             return {}
 
+    parts = [{"name": f"part {number}"} for number in range(20)]
     with pytest.raises(PlacerayError, match="part 'part 0' failed: no room"):
-        run_parts(PARTS, Worker, describe="greet", num_workers=2, num_cpus=0.5)
+        run_parts(parts, Worker, describe="greet", num_workers=2, num_cpus=0.5)
     begun = len(list(tmp_path.glob("begun *")))
     assert len(list(tmp_path.glob("ended *"))) == begun
-    assert 1 <= begun <= 3  # the error took a moment to be heard of
+    assert 1 <= begun < 15  # the error takes a moment to be heard of
     time.sleep(1.5)
     assert len(list(tmp_path.glob("begun *"))) == begun
     assert (

@@ -229,7 +229,7 @@ class _PartActor:
         """Whether a part has failed elsewhere: the name of an actor is what all workers see at once."""
         try:
             ray.get_actor(self._stop)
-        except ValueError:  # there is none
+        except (ValueError, ray.exceptions.RayError):  # there is none, or nobody can tell just now
             return False
         return True
 
