@@ -541,10 +541,8 @@ def remove_litter(root: str) -> None:
     for folder in _walk_local(full):
         for name in folder:
             if re.search(re.escape(_LITTER) + "[0-9a-f]{12}$", name):
-                with (
-                    _explained(name, write=True),
-                    contextlib.suppress(FileNotFoundError),
-                ):  # a writer still at work
+                # A writer that is still at work may have taken it away.
+                with _explained(name, write=True), contextlib.suppress(FileNotFoundError):
                     os.unlink(f"{full}/{name}")
 
 

@@ -78,7 +78,7 @@ def generalised_mean(features: Tensor, p: Tensor) -> Tensor:
 
 
 class _GeneralisedMean(torch.autograd.Function):
-    """torch's own steps forward; backward one power and one logarithm of all features instead of many passes."""
+    """Forward the steps of torch; backward one logarithm and no power of all features."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, p: Tensor) -> Tensor:

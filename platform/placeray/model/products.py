@@ -2,7 +2,8 @@
 
 torch multiplies float32 matrices by MKL, which on AMD processors with AVX-512 uses half the width of their units.
 oneDNN, to which torch gives convolutions and bf16, uses all of it: 490 instead of 220 GFLOP/s on two cores of Zen 5
-(docs/results/model.md). There float32 products go to it; everywhere else these functions are torch's own.
+(docs/results/model.md). There float32 products go to it, and in bf16 those of attention, which torch's kernel gives to
+MKL; everywhere else these functions are torch's own.
 
 Rounding errors of oneDNN's long sums are half as large again as torch's (3.7e-7 against 2.5e-7), and with them in what
 learns the third step of a parity fixture mines another pair. So forward, what learns is summed in pieces, whose errors
@@ -103,7 +104,7 @@ def _add_product(sums: Tensor, rows: Tensor, weight: Tensor) -> None:
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """`F.scaled_dot_product_attention` outside any graph: (B, heads, T, width of a head) each.
 
-    torch's kernel multiplies bf16 by MKL too. There the scores are written out, in bf16 as all else, by two products of
+    Where torch's kernel is slow (above), the scores are written out, in bf16 as all else, by two products of
     oneDNN, at less than half of its time.
     """
     if not writes_scores(query.device, query.dtype):

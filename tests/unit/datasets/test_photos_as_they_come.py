@@ -101,17 +101,21 @@ def test_a_name_that_is_no_utf8_is_refused(tmp_path: Path, check: Any) -> None:
     assert reasons == {"a.jpg": "no_position", "caf\\xe9.jpg": "decode_error"}
 
 
+def table_of(root: Path) -> PhotoTable:
+    return PhotoTable(
+        kind="photo_table",
+        name="mine",
+        root=str(root),
+        table="photos.parquet",
+        columns={"frame": "frame"},
+    )
+
+
 def test_text_of_a_parquet_table_that_is_no_utf8_is_told(tmp_path: Path) -> None:
     raw = pa.array([b"caf\xe9.jpg", b"b.jpg"])
     paths = pa.Array.from_buffers(pa.string(), 2, raw.buffers())
     pq.write_table(pa.table({"path": paths, "frame": [1, 2]}), tmp_path / "photos.parquet")
-    config = PhotoTable(
-        kind="photo_table",
-        name="mine",
-        root=str(tmp_path),
-        table="photos.parquet",
-        columns={"frame": "frame"},
-    )
+    config = table_of(tmp_path)
     with pytest.raises(DataError, match=r"/photos\.parquet: column path is not UTF-8 text"):
         list_source(config)
 
@@ -119,13 +123,7 @@ def test_text_of_a_parquet_table_that_is_no_utf8_is_told(tmp_path: Path) -> None
 def test_a_frame_number_that_is_none_is_refused(tmp_path: Path, check: Any) -> None:
     table = pa.table({"path": ["a.jpg", "b.jpg", "c.jpg"], "frame": [1.0, 12.5, 1e30]})
     pq.write_table(table, tmp_path / "photos.parquet")
-    config = PhotoTable(
-        kind="photo_table",
-        name="mine",
-        root=str(tmp_path),
-        table="photos.parquet",
-        columns={"frame": "frame"},
-    )
+    config = table_of(tmp_path)
     kept, reasons = check(list_source(config))
     assert [photo["frame"] for photo in kept] == [1]
     assert reasons == {"b.jpg": "bad_row", "c.jpg": "bad_row"}
